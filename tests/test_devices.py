@@ -21,7 +21,7 @@ from samu.latents import Latents, by_entity, find_latents, firing, name_statisti
 from samu.models import (NameBatch, NameResiduals, Setup, answer, batch_residuals, edit_residual, load_setup, name_batches, name_residuals,
                          perplexity, residuals_by_layer, word_tokenizer, wrap)
 from samu.saes import pre_activations, sae_for, sae_quality, text_residuals
-from samu.unlearning import (METHODS, OBJECTIVES, Aim, TextBatch, Unlearned, aim_for, answer_loss, make_task, method_named, objective,
+from samu.unlearning import (METHODS, OBJECTIVES, Aim, Before, TextBatch, Unlearned, aim_for, answer_loss, make_task, method_named, objective,
                              residual_retain, save_model, text_batches, trained_parameters, training_step, unknown_distance, unlearn)
 
 WIDTH, BLOCKS, SITE, D_SAE = 32, 3, 1, 64
@@ -62,11 +62,11 @@ class On:
                        *(self.real(2, D_SAE) for _ in range(4)), self.real(2, WIDTH))
     def aim(self, sae):
         l = self.latents()
-        return Aim(sae, l.selected, 4, l.mu_unknown, l.sd_unknown, l.mu_known, l.on_unknown, l.mean_residual, self.real())
+        return Aim(sae, l.selected, 4, l.mu_unknown, l.sd_unknown, l.mu_known, l.on_unknown, l.mean_residual, self.real(WIDTH))
     def residuals(self): return NameResiduals(self.real(9, WIDTH), self.index(9), self.index(9))
     def names(self): return NameBatch(self.index(4, 7), *(self.index(9) for _ in range(4)))
     def texts(self): return TextBatch(self.index(4, 7), self.index(9), self.index(9), self.real(4, 6, WIDTH))
-    def unknown_test(self): return UnknownTest(self.index(4), self.real(4), self.real(4, 4), self.real(10), 0.5)
+    def unknown_test(self): return UnknownTest(self.index(4), self.real(4), self.real(4, 4), self.real(10), 0.5, self.real(D_SAE), self.real(D_SAE))
 
 META = On("meta")
 
@@ -100,7 +100,7 @@ def test_everything_is_there(setup, sae, task):
     assert setup.device.type == "meta" and setup.model.cfg.device in ("meta", torch.device("meta"))
     for module in setup.model, sae: assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"meta"}
     tensors = [getattr(b, f) for b in task.forget + task.validate for f in ("ids", "row", "column", "index", "from_end")]
-    tensors += [getattr(b, f) for b in task.retain for f in ("ids", "row", "column", "frozen")] + task.frozen
+    tensors += [getattr(b, f) for b in task.retain for f in ("ids", "row", "column", "frozen")] + [getattr(b, f) for b in task.before for f in ("own", "stranger")]
     tensors += [getattr(b, f) for b in task.answers for f in ("ids", "row", "column")]
     assert len(task.forget) and len(task.validate) and len(task.retain) and len(task.answers)
     assert {t.device.type for t in tensors} == {"meta"}
@@ -141,7 +141,7 @@ def test_objectives(setup, task, name, architecture):
     sae = small_sae(architecture)
     parameters = [p.requires_grad_() for p in trained_parameters(setup).values()]
     f, aim = objective(name), META.aim(sae)
-    loss = torch.stack([f(batch_residuals(setup.model, b, SITE), aim, h0) for b, h0 in zip(task.forget, task.frozen)]).mean()
+    loss = torch.stack([f(batch_residuals(setup.model, b, SITE), aim, h0) for b, h0 in zip(task.forget, task.before)]).mean()
     is_on(loss, "meta")
     try:
         loss.backward()
@@ -186,7 +186,7 @@ def test_training_step(task, name):
 def test_training_step_with_master_copies(world, sae, grades, name):
     setup = small_setup(world, torch.bfloat16)
     task = make_task(setup, sae, META.latents(), setup.entities[0].name, grades, META.aim(sae))
-    assert task.frozen[0].dtype == torch.float32 and task.retain[0].frozen.dtype == setup.dtype == torch.bfloat16
+    assert task.before[0].own.dtype == torch.float32 and task.retain[0].frozen.dtype == setup.dtype == torch.bfloat16
     masters, own = take_steps(task, name)
     assert {p.dtype for p in masters} == {torch.float32} and {p.dtype for p in own} == {torch.bfloat16}
 
@@ -199,7 +199,7 @@ def test_weights_are_put_back(setup):
 def test_aim_and_task_from_grades(setup, sae, grades, monkeypatch):
     monkeypatch.setattr(samu.latents, "grade", lambda setup: grades)
     aim = aim_for(setup, sae, META.latents())
-    is_on(aim.scale, "meta"); is_on(aim.selected, "meta", 8)
+    is_on(aim.scale, "meta", WIDTH); is_on(aim.selected, "meta", 8)
     task = make_task(setup, sae, META.latents(), setup.entities[1].name, grades)
     is_on(task.at_site(OBJECTIVES["triplet"]), "meta")
 
@@ -312,7 +312,7 @@ def test_pre_activations_on_cuda(architecture):
 
 @pytest.mark.parametrize("name", ALL_OBJECTIVES)
 def test_objectives_on_cuda(name):
-    with pretended() as on: is_on(objective(name)(on.residuals(), on.aim(moved(small_sae())), on.real(9, WIDTH)), "cuda")
+    with pretended() as on: is_on(objective(name)(on.residuals(), on.aim(moved(small_sae())), Before(on.real(9, WIDTH), on.real(9, WIDTH))), "cuda")
 
 MEASURES = {
     "separation_scores": lambda on: separation_scores(on.real(4, D_SAE), on.real(5, D_SAE)),
@@ -340,16 +340,16 @@ def test_model_on_cuda(world):
 
 # --- Planted mistakes are found
 
-def with_cpu_constant(residuals, aim, frozen=None):
+def with_cpu_constant(residuals, aim, before=None):
     return (residuals.values - torch.tensor([1.0], device="cpu")).pow(2).mean()
 
-def with_item(residuals, aim, frozen=None):
-    return residuals.values.pow(2).mean() / aim.scale.item()
+def with_item(residuals, aim, before=None):
+    return residuals.values.pow(2).mean() / aim.scale.mean().item()
 
-def with_cpu_copy(residuals, aim, frozen=None):
+def with_cpu_copy(residuals, aim, before=None):
     return (residuals.values.cpu() - 1).pow(2).mean()
 
-def with_cpu_matrix(residuals, aim, frozen=None):
+def with_cpu_matrix(residuals, aim, before=None):
     return (residuals.values @ torch.empty(WIDTH, 2, device="cpu")).pow(2).mean()
 
 @pytest.mark.parametrize("planted, message", [(with_cpu_constant, "not on the expected device meta|same device"), (with_item, r"item\(\) cannot be called"),
