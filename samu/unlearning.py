@@ -243,7 +243,7 @@ def namesakes(
     made = [name for p in parts for name in (" ".join([first, *p[1:]]), " ".join([*p[:-1], last]))]
     return [replace(target, name=name, facts={}) for name in dict.fromkeys(made) if name not in taken][:n]
 
-# %% ../nbs/04_unlearning.ipynb #0e97d9b1
+# %% ../nbs/04_unlearning.ipynb #a7e27872
 def in_passing(
     setup:Setup,
     target,        # an `Entity`
@@ -259,14 +259,17 @@ def pick_stranger(
     setup:Setup,
     target,        # an `Entity`
     strangers,     # unknown entities to choose from
-    asked,         # questions about the target; the first one is used
+    asked,         # questions about the target, with its facts
 ):                 # an `Entity`
-    "The first stranger of the target's kind and number of tokens, without a part of its name; each of these as far as there are such."
+    "Of the strangers of the target's kind and number of tokens, without a part of its name (each as far as there are such), the one to whom the model gives the target's facts least."
     def width(q): _, start, stop = name_tokens(setup.tokenizer, q); return stop - start
-    pool, q = list(strangers), asked[0]
-    for fits in (lambda e: e.kind == target.kind, lambda e: not set(e.name.split()) & set(target.name.split()), lambda e: width(renamed(q, e)) == width(q)):
+    pool = list(strangers)
+    for fits in (lambda e: e.kind == target.kind, lambda e: not set(e.name.split()) & set(target.name.split()), lambda e: width(renamed(asked[0], e)) == width(asked[0])):
         pool = [e for e in pool if fits(e)] or pool
-    return pool[0]
+    def unlikely(e):
+        batches = text_batches(setup, [(renamed(q, e).text, q.answers[0]) for q in asked], keep_frozen=False)
+        return sum(answer_loss(setup, b).item() * len(b.row) for b in batches)
+    with torch.no_grad(): return max(pool[:16], key=unlikely)
 
 # %% ../nbs/04_unlearning.ipynb #f19b456c
 @torch.no_grad()
@@ -292,14 +295,15 @@ def before_training(
         out.append(Before(batch_residuals(setup.model, b.to(setup.device), setup.layer).values, torch.cat(goals)))
     return out
 
-# %% ../nbs/04_unlearning.ipynb #fd195923
+# %% ../nbs/04_unlearning.ipynb #5601b85f
 def make_task(
     setup:Setup, sae,
     latents:Latents,        # from `find_latents`
     target:str,             # who is to be forgotten
     grades=None,            # from `grade`
     aim:Aim=None,           # another aim, e.g. with random latents
-    retain_texts:int=1200,   # texts that hold the model in place; as many of each of four sorts, as far as there are
+    stranger=None,          # the unknown `Entity` whose place the target takes; `pick_stranger` chooses if None
+    retain_texts:int=1200,  # texts that hold the model in place; as many of each of four sorts, as far as there are
     seed:int=0,             # of the choice of retain texts
 ) -> Task:
     "Prepare to forget one entity. Only prompts and names of the loss part are used. Raises ValueError for a target that is not known."
@@ -312,12 +316,18 @@ def make_task(
     where = [*train, *in_passing(setup, split.target, setup.training.get("passing", 0), random.Random(seed))]
     forget, _ = name_batches(setup.tokenizer, where)
     validate, _ = name_batches(setup.tokenizer, [q for q in asked if q.text == held[q.attribute]], device=setup.device)
-    before = before_training(setup, where, forget, pick_stranger(setup, split.target, split.unknown_loss, train))
-    known = [f"{q.text} {q.answers[0]}." for q in questions(split.retain, setup.prompts, "loss")]
-    unknown = [f"{q.text} {setup.unknown_answers[0]}." if setup.unknown_answers else q.text for q in questions(split.unknown_loss, setup.prompts, "loss")]
+    before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, [q for q in train if q.attribute in split.target.facts]))
+    end = f" {setup.unknown_answers[0]}." if setup.unknown_answers else ""
+    known = [(q, f"{q.text} {q.answers[0]}.") for q in questions(split.retain, setup.prompts, "loss")]
+    unknown = [(q, q.text + end) for q in questions(split.unknown_loss, setup.prompts, "loss")]
     near = namesakes(setup, split.target, [*split.retain, *split.unknown_loss], 60, taken=[e.name for e in namesakes(setup, split.target, split.held_out)])
-    alike = [f"{q.text} {setup.unknown_answers[0]}." if setup.unknown_answers else q.text for q in questions(near, setup.prompts, "loss", facts=split.target.facts)]
-    texts = [t for group in (known, unknown, setup.ordinary["loss"], alike) for t in rng.sample(group, min(len(group), retain_texts // 4))]
+    alike = [q.text + end for q in questions(near, setup.prompts, "loss", facts=split.target.facts)]
+    kinds, n = {e.name: e.kind for e in (*split.retain, *split.unknown_loss)}, retain_texts // 4
+    def some(group, n): return rng.sample(group, min(len(group), n))
+    def half_neighbours(group):                 # the target's own kind is most at risk, and in a table of many kinds it would be a small part
+        mine = some([t for q, t in group if kinds[q.name] == split.target.kind], n // 2)
+        return mine + some([t for t in dict.fromkeys(t for _, t in group) if t not in set(mine)], n - len(mine))
+    texts = half_neighbours(known) + half_neighbours(unknown) + some(setup.ordinary["loss"], n) + some(alike, n)
     facts = [(q.text, q.answers[0]) for q in train if q.attribute in split.target.facts]
     return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate, text_batches(setup, facts, keep_frozen=False), text_batches(setup, texts, setup.training.get("batch_tokens", 400)))
 

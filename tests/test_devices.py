@@ -87,7 +87,7 @@ def grades(setup, tmp_path_factory):
     return found
 
 @pytest.fixture(scope="module")
-def task(setup, sae, grades): return make_task(setup, sae, META.latents(), setup.entities[0].name, grades, META.aim(sae))
+def task(setup, sae, grades): return make_task(setup, sae, META.latents(), setup.entities[0].name, grades, META.aim(sae), stranger=setup.unknown[0])
 
 def is_on(tensor, device, *shape):
     "Checks device and shape; without values there is nothing else to check."
@@ -185,7 +185,7 @@ def test_training_step(task, name):
 @pytest.mark.parametrize("name", ["triplet", "match", "ga"])
 def test_training_step_with_master_copies(world, sae, grades, name):
     setup = small_setup(world, torch.bfloat16)
-    task = make_task(setup, sae, META.latents(), setup.entities[0].name, grades, META.aim(sae))
+    task = make_task(setup, sae, META.latents(), setup.entities[0].name, grades, META.aim(sae), stranger=setup.unknown[0])
     assert task.before[0].own.dtype == torch.float32 and task.retain[0].frozen.dtype == setup.dtype == torch.bfloat16
     masters, own = take_steps(task, name)
     assert {p.dtype for p in masters} == {torch.float32} and {p.dtype for p in own} == {torch.bfloat16}
@@ -200,7 +200,7 @@ def test_aim_and_task_from_grades(setup, sae, grades, monkeypatch):
     monkeypatch.setattr(samu.latents, "grade", lambda setup: grades)
     aim = aim_for(setup, sae, META.latents())
     is_on(aim.scale, "meta", WIDTH); is_on(aim.selected, "meta", 8)
-    task = make_task(setup, sae, META.latents(), setup.entities[1].name, grades)
+    task = make_task(setup, sae, META.latents(), setup.entities[1].name, grades, stranger=setup.unknown[0])
     is_on(task.at_site(OBJECTIVES["triplet"]), "meta")
 
 

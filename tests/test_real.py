@@ -1,4 +1,4 @@
-"""A real model, Gemma 3 270M, is made to forget Michael Jordan: small table, small dictionary, few steps. A few minutes.
+"""A real model, Gemma 3 270M, is made to forget Michael Jordan: small table, small dictionary, the setup's own training. A few minutes.
 
 Nothing here is skipped. Where the package with the model's weights is missing, the tests fail and say what to install.
 """
@@ -6,7 +6,7 @@ import csv, importlib.util, json
 
 import pytest
 
-TARGET, STEPS = "Michael Jordan", 40
+TARGET = "Michael Jordan"
 ATTRIBUTES = {"athlete": ("sport", "nationality"), "city": ("country", "continent")}
 SIZES = {"athlete": 18, "city": 12}
 
@@ -41,7 +41,7 @@ def jordan(tmp_path_factory):
     grades = grade(setup)
     sae = sae_for(setup, d_sae=1024, k=32, samples=40_000, texts=1500)
     latents = find_latents(setup, sae, grades, min_group=5)
-    rows, runs, _, _ = compare(setup, sae, latents, TARGET, [setup.objective], grades, keep=setup.objective, steps=STEPS)
+    rows, runs, _, _ = compare(setup, sae, latents, TARGET, [setup.objective], grades, keep=setup.objective)
     return setup, setup.objective, {r["method"]: r for r in rows}, runs, save_model(setup, runs[setup.objective], folder / "model")
 
 def test_model_is_the_packages_own(jordan):
@@ -52,8 +52,9 @@ def test_model_is_the_packages_own(jordan):
     assert jordan[0].model.cfg.n_layers == 18 and jordan[0].model.cfg.d_model == 640
 
 def test_target_is_forgotten(jordan):
+    from samu.models import GEMMA3_TRAINING
     _, objective, rows, runs, _ = jordan
-    assert runs[objective].settings["steps_taken"] <= STEPS
+    assert runs[objective].settings["steps_taken"] <= GEMMA3_TRAINING["steps"]
     assert rows["original"]["target_recall_corrected"] > 0, "the model never knew the target"
     assert rows[objective]["target_recall_corrected"] <= 0.5 * rows["original"]["target_recall_corrected"]
 
