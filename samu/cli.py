@@ -46,7 +46,7 @@ def main():
     except KeyboardInterrupt:
         print("samu: stopped; nothing was left half-written", file=sys.stderr); sys.exit(130)
 
-# %% ../nbs/12_cli.ipynb #61767322
+# %% ../nbs/12_cli.ipynb #faa8c41f
 SHOWN = ["target_recall", "target_recall_corrected", "retain_ratio", "unknown_rate", "perplexity_ratio", "alignment_percentile", "probe_known", "seconds"]
 
 def show(
@@ -58,11 +58,11 @@ def show(
     from rich.console import Console
     from rich.table import Table
     table = Table(title=title, title_justify="left")
-    for c in columns: table.add_column(c.replace("_", " "), overflow="fold", justify="left" if isinstance(rows[0].get(c), str) else "right")
+    for c in columns: table.add_column(c.replace("_", "\n"), overflow="fold", justify="left" if isinstance(rows[0].get(c), str) else "right")
     for r in rows: table.add_row(*("" if r.get(c) is None else f"{r[c]:.2f}" if isinstance(r[c], float) else str(r[c]) for c in columns))
-    Console(width=max(100, Console().width), markup=False).print(table)
+    Console(width=max(130, Console().width), markup=False).print(table)
 
-# %% ../nbs/12_cli.ipynb #403d63ed
+# %% ../nbs/12_cli.ipynb #1a3235de
 def forget_and_report(
     setup,           # a loaded setup
     target:str,      # who is to be forgotten
@@ -74,7 +74,7 @@ def forget_and_report(
 ) -> dict:           # the report
     "Run methods on one target, measure them, and write everything to a folder."
     from samu.saes import sae_for
-    from samu.latents import few_prompts, find_latents, grade
+    from samu.latents import few_prompts, find_latents, grade, split_for
     from samu.evaluation import cloud_figure, compare, write_report
     from samu.entities import questions
     from samu.models import answer
@@ -85,7 +85,7 @@ def forget_and_report(
     sae = sae_for(setup, sae_path)
     latents = find_latents(setup, sae, grades)
     target = setup.find(target).name
-    asked = questions([setup.find(target)], few_prompts(setup.prompts, 1))
+    asked = questions([split_for(setup, target, grades).target], few_prompts(setup.prompts, 1))
     before = answer(setup.model, setup.tokenizer, asked, setup.reply_tokens)
     rows, runs, ref, places = compare(setup, sae, latents, target, methods, grades, seed=seed, keep=methods[0], **options)
     after = answer(setup.model, setup.tokenizer, asked, setup.reply_tokens)
