@@ -242,7 +242,7 @@ def compare(
     order = ["original", *methods]
     return sorted(rows, key=lambda r: order.index(r["method"])), runs, ref, places
 
-# %% ../nbs/06_evaluation.ipynb #0183e9bd
+# %% ../nbs/06_evaluation.ipynb #107db30b
 def cloud_figure(
     ref:Reference,     # from `make_reference`
     places:dict,       # name -> [d_sae], where the target is under each method
@@ -272,7 +272,7 @@ def cloud_figure(
     frame = pd.DataFrame([dict(method=r["method"], what=label, value=r[key]) for r in rows for key, label in shown])
     sns.barplot(frame, x="method", y="value", hue="what", ax=right); right.set(xlabel="", ylabel="share", ylim=(0, 1.1), title="behaviour, and a probe above the site")
     if len(rows) > 4: right.tick_params(axis="x", rotation=20)
-    right.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.15)); fig.tight_layout()
+    right.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.32 if len(rows) > 4 else -.15)); fig.tight_layout()
     return fig
 
 def ref_cloud(ref, entities):

@@ -500,7 +500,7 @@ def unlearn(
     return Unlearned(method.name, task.target.name, settings, history_table(losses, looks), time.perf_counter() - start, 1000 * sorted(times)[len(times) // 2],
                      peak_memory(setup.device), original, {k: p.detach().clone() for k, p in trained.items()}, (key, setup.key))
 
-# %% ../nbs/04_unlearning.ipynb #02d10df0
+# %% ../nbs/04_unlearning.ipynb #c00e3602
 def history_figure(
     done:Unlearned,     # from `unlearn`
 ):                      # a matplotlib figure
@@ -511,7 +511,7 @@ def history_figure(
     left.set(xlabel="step", yscale="symlog" if done.history.forget.min() < 0 else "log", title=f"{done.method}: losses"); left.legend()
     seen = done.history.dropna(subset="distance")
     right.plot(seen.step, seen.distance, marker="o"); right.axhline(1, color="k", ls="--", lw=1)
-    right.set(xlabel="step", yscale="log", title="distance from the unknown (1 = an ordinary unknown name)"); fig.tight_layout()
+    right.set(xlabel="step", yscale="log", title="distance (1 = an ordinary unknown name)"); fig.tight_layout()
     return fig
 
 # %% ../nbs/04_unlearning.ipynb #e8531c9c
