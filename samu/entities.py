@@ -204,7 +204,7 @@ def biography_batch(
     rng.shuffle(out)
     return out
 
-# %% ../nbs/00_entities.ipynb #1ca95817
+# %% ../nbs/00_entities.ipynb #04592f34
 def _cross(
     one:str,    # gives the beginning
     other:str,  # gives the end
@@ -221,6 +221,7 @@ def matched_names(
     count_tokens,  # name -> number of tokens of the model in question
     seed:int=0,    # of the draw
     avoid=(),      # further names that must not come out, e.g. the same people under other kinds
+    least:int=None,# fewer than this are an error; half of `n` if None
 ) -> list:         # up to `n` names: with the parts of the known ones, and spread over token counts as they are
     "Unknown names matched to known ones in their parts and in token counts. Raises ValueError when too few can be made."
     rng, names = random.Random(seed), list(names)
@@ -238,7 +239,7 @@ def matched_names(
         tokens = count_tokens(name)
         if plain(name) in taken or have[tokens] >= scale.get(tokens, 0) or len(set(name.split())) < words: continue
         taken.add(plain(name)); have[tokens] += 1; out.append(name)
-    if len(out) < n // 2: raise ValueError(f"only {len(out)} of {n} unknown names could be made from {len(names)} names: give more entities of this kind")
+    if len(out) < (n // 2 if least is None else least): raise ValueError(f"only {len(out)} of {n} unknown names could be made from {len(names)} names: give more entities of this kind")
     return out
 
 # %% ../nbs/00_entities.ipynb #dd3ba122

