@@ -62,7 +62,7 @@ def percentile(
     "Share of the others that lie at least as far out."
     return (others >= distance).float().mean()
 
-# %% ../nbs/06_evaluation.ipynb #3e246aa9
+# %% ../nbs/06_evaluation.ipynb #b9bc26ab
 @torch.no_grad()
 def read_names(
     setup:Setup, sae,
@@ -70,7 +70,7 @@ def read_names(
     use:str="score",    # which prompts surround them
 ) -> tuple:             # (mean pre-activations, share of prompts in which each latent is on), both [entities, d_sae]
     "What the dictionary says at the last token of each name, averaged over prompts."
-    asked = questions(entities, few_prompts(setup.prompts, setup.scoring.get("name_prompts"), use), use)
+    asked = questions(entities, few_prompts(setup.prompts, setup.scoring.get("prompts_each"), use), use)
     last, names = name_residuals(setup.model, setup.tokenizer, asked, setup.layer)
     parts = [(pre_activations(sae, h), (sae.encode(h) > 0).float()) for h in last.values.split(2048)]
     order = [names.index(e.name) for e in entities]
@@ -84,7 +84,7 @@ def name_pre_activations(
     "Mean pre-activations at the last token of each name."
     return read_names(setup, sae, entities, use)[0]
 
-def _some(items, n): return list(items)[:: max(1, len(items) // n)][:n] if n else list(items)     # evenly spread
+def _some(items, n): return list(items)[:: max(1, len(items) // n)][:n]     # evenly spread
 
 # %% ../nbs/06_evaluation.ipynb #95217c1d
 @dataclass

@@ -594,7 +594,7 @@ def entity_texts(
     rng.shuffle(texts)
     return (ordinary_prose()["loss"] + texts)[:n]
 
-# %% ../nbs/01_models.ipynb #87c3f76c
+# %% ../nbs/01_models.ipynb #ed9f9703
 def load_gemma3(
     seed:int=0,      # of the unknown names
     device=None,     # as in `pick_device`
@@ -611,7 +611,7 @@ def load_gemma3(
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or pick_dtype(device), local_files_only=True)
     return Setup("gemma-3-270m", wrap(hf, tokenizer, device), tokenizer, layer=9, entities=entities, unknown=invented_for(entities, tokenizer, seed=seed), prompts=prompts,
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,
-                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2, name_prompts=2), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
+                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
 
 GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=60.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=4, passing=12)  # chapter 08 says why
 
@@ -635,7 +635,7 @@ def from_folder(
     try: return loader.from_pretrained(folder, local_files_only=True, **options)
     except Exception as e: raise ValueError(f"{str(folder)!r} cannot be read as a model ({type(e).__name__}: {(str(e).splitlines() or [''])[0]})") from None
 
-# %% ../nbs/01_models.ipynb #3ad4e55e
+# %% ../nbs/01_models.ipynb #bc736d31
 def load_folder(
     folder,          # a Hugging Face folder, with samu.json or a table of entities
     seed:int=None,   # of unknown names and splits; a model saved by this package knows its own
@@ -670,7 +670,7 @@ def load_folder(
     return Setup(str(folder), wrap(hf, tokenizer, device), tokenizer, layer=max(1, blocks // 2) if blocks > 4 else 1, entities=known,
                  unknown=invented_for(known, tokenizer, seed=seed or 0), prompts=asked, ordinary=ordinary_prose(), seed=seed or 0,
                  key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in known]}), folder=folder, objective="stranger+stranger_residual", reply_tokens=5, grading_prompts=2,
-                 scoring=dict(entities=24, prompts_each=2, name_prompts=2),
+                 scoring=dict(entities=24, prompts_each=2),
                  training=dict(GEMMA3_TRAINING, blocks=(blocks // 6, max(1, blocks // 2)), weights="down"),
                  sae=dict(d_sae=min(2048, 8 * hf.config.hidden_size), k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, known, tokenizer, asked, seed or 0))
 

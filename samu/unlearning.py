@@ -6,9 +6,10 @@
 __all__ = ['OBJECTIVES', 'METHODS', 'LOOP', 'Aim', 'coordinate_scale', 'aim_for', 'Before', 'triplet', 'hinge', 'match',
            'residual_target', 'mean_residual', 'stranger', 'stranger_residual', 'objective', 'TextBatch',
            'text_batches', 'residual_retain', 'answer_loss', 'Method', 'site_method', 'method_named', 'Task',
-           'namesakes', 'in_passing', 'pick_stranger', 'before_training', 'make_task', 'trained_parameters',
-           'put_weights', 'Unlearned', 'unknown_distance', 'peak_memory', 'training_step', 'loop_settings',
-           'history_table', 'unlearn', 'history_figure', 'weights_hash', 'versions', 'samu_version', 'save_model']
+           'namesakes', 'in_passing', 'pick_stranger', 'before_training', 'texts_to_keep', 'make_task',
+           'trained_parameters', 'put_weights', 'Unlearned', 'unknown_distance', 'peak_memory', 'training_step',
+           'loop_settings', 'history_table', 'unlearn', 'history_figure', 'weights_hash', 'versions', 'samu_version',
+           'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #afac3809
 import contextlib, hashlib, json, platform, time
@@ -295,7 +296,26 @@ def before_training(
         out.append(Before(batch_residuals(setup.model, b.to(setup.device), setup.layer).values, torch.cat(goals)))
     return out
 
-# %% ../nbs/04_unlearning.ipynb #5601b85f
+# %% ../nbs/04_unlearning.ipynb #2175e5ff
+def texts_to_keep(
+    setup:Setup,
+    split,       # from `split_for`
+    n:int,       # texts of each of four sorts: known names, unknown names, ordinary text, namesakes
+    rng,         # a `random.Random`
+) -> list:       # of texts
+    "The texts that hold the model in place. Half of those about names are about the target's own kind, which is most at risk and a small part of a table of many kinds."
+    end = f" {setup.unknown_answers[0]}." if setup.unknown_answers else ""
+    def known(entities): return [f"{q.text} {q.answers[0]}." for q in questions(entities, setup.prompts, "loss")]
+    def unknown(entities, facts=None): return [q.text + end for q in questions(entities, setup.prompts, "loss", facts=facts)]
+    def some(texts, n): return rng.sample(texts, min(len(texts), n))
+    def half_neighbours(texts_of, entities):
+        near = some(texts_of([e for e in entities if e.kind == split.target.kind]), n // 2)
+        taken = set(near)
+        return near + some([t for t in dict.fromkeys(texts_of(entities)) if t not in taken], n - len(near))
+    alike = namesakes(setup, split.target, [*split.retain, *split.unknown_loss], 60, taken=[e.name for e in namesakes(setup, split.target, split.held_out)])
+    return half_neighbours(known, split.retain) + half_neighbours(unknown, split.unknown_loss) + some(setup.ordinary["loss"], n) + some(unknown(alike, split.target.facts), n)
+
+# %% ../nbs/04_unlearning.ipynb #e8107035
 def make_task(
     setup:Setup, sae,
     latents:Latents,        # from `find_latents`
@@ -317,17 +337,7 @@ def make_task(
     forget, _ = name_batches(setup.tokenizer, where)
     validate, _ = name_batches(setup.tokenizer, [q for q in asked if q.text == held[q.attribute]], device=setup.device)
     before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, [q for q in train if q.attribute in split.target.facts]))
-    end = f" {setup.unknown_answers[0]}." if setup.unknown_answers else ""
-    known = [(q, f"{q.text} {q.answers[0]}.") for q in questions(split.retain, setup.prompts, "loss")]
-    unknown = [(q, q.text + end) for q in questions(split.unknown_loss, setup.prompts, "loss")]
-    near = namesakes(setup, split.target, [*split.retain, *split.unknown_loss], 60, taken=[e.name for e in namesakes(setup, split.target, split.held_out)])
-    alike = [q.text + end for q in questions(near, setup.prompts, "loss", facts=split.target.facts)]
-    kinds, n = {e.name: e.kind for e in (*split.retain, *split.unknown_loss)}, retain_texts // 4
-    def some(group, n): return rng.sample(group, min(len(group), n))
-    def half_neighbours(group):                 # the target's own kind is most at risk, and in a table of many kinds it would be a small part
-        mine = some([t for q, t in group if kinds[q.name] == split.target.kind], n // 2)
-        return mine + some([t for t in dict.fromkeys(t for _, t in group) if t not in set(mine)], n - len(mine))
-    texts = half_neighbours(known) + half_neighbours(unknown) + some(setup.ordinary["loss"], n) + some(alike, n)
+    texts = texts_to_keep(setup, split, retain_texts // 4, rng)
     facts = [(q.text, q.answers[0]) for q in train if q.attribute in split.target.facts]
     return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate, text_batches(setup, facts, keep_frozen=False), text_batches(setup, texts, setup.training.get("batch_tokens", 400)))
 
