@@ -7,14 +7,14 @@ __all__ = ['corrected', 'unknown_behaviour', 'alignment', 'percentile', 'read_na
            'fit_unknown_test', 'fit_probes', 'probe_known', 'Reference', 'make_reference', 'evaluate', 'compare',
            'cloud_figure', 'ref_cloud', 'write_report']
 
-# %% ../nbs/06_evaluation.ipynb #d448b18d
+# %% ../nbs/06_evaluation.ipynb #ae49c13b
 import csv, json, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from .entities import Question, Split, is_right, questions
-from .models import Setup, answer, load_setup, name_residuals, perplexity, recall, residuals_by_layer, threads_for
+from .models import Setup, answer, load_setup, name_residuals, original_answers, perplexity, recall, residuals_by_layer, threads_for
 from .saes import pre_activations, sae_for
 from .latents import Latents, by_entity, few_prompts, find_latents, grade, separation_scores, split_for
 from .unlearning import METHODS, Unlearned, aim_for, make_task, method_named, namesakes, samu_version, save_model, unlearn, versions
@@ -189,7 +189,7 @@ def make_reference(
     ref.original = evaluate(ref, "original")
     return ref
 
-# %% ../nbs/06_evaluation.ipynb #365dd1dd
+# %% ../nbs/06_evaluation.ipynb #79162c54
 def evaluate(
     ref:Reference,          # from `make_reference`
     method:str,             # the name of the row
@@ -197,7 +197,7 @@ def evaluate(
 ) -> dict:                  # one report row
     "Measure the model that the reference's setup holds now. Fields as defined in this chapter."
     setup, split, first = ref.setup, ref.split, ref.original
-    say = lambda asked, note: answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress=f"{method}: {note}")
+    def say(asked, note): return answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress=f"{method}: {note}") if first else original_answers(setup, asked, f"{method}: {note}")
     target_says = say(ref.target_q, "target")
     target_recall, prior = recall(target_says, ref.target_q), recall(say(ref.prior_q, "default guess"), ref.prior_q)
     retain, ppl = recall(say(ref.retain_q, "neighbours"), ref.retain_q), perplexity(setup.model, setup.tokenizer, setup.ordinary["score"])

@@ -7,14 +7,14 @@ __all__ = ['grade_replies', 'few_prompts', 'grade', 'known_entities', 'split_for
            'Latents', 'name_statistics', 'score_latents', 'find_latents', 'top_texts', 'threshold_view',
            'threshold_explorer', 'answer_edited', 'steer', 'renamed', 'patch_recall']
 
-# %% ../nbs/03_latents.ipynb #f1dd5a14
+# %% ../nbs/03_latents.ipynb #83b15f1a
 import json, warnings
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from .entities import Entity, Question, Split, is_right, questions, split_entities
-from .models import (SETUPS, NameResiduals, Setup, answer, cache_folder, config_key, edit_residual, load_setup, name_residuals, name_tokens, recall)
+from .models import (SETUPS, NameResiduals, Setup, answer, cache_folder, config_key, edit_residual, load_setup, name_residuals, name_tokens, original_answers, recall)
 from .saes import pre_activations, sae_for, text_residuals
 
 # %% ../nbs/03_latents.ipynb #34689485
@@ -46,22 +46,16 @@ def few_prompts(
     def take(p): seen[p.kind, p.attribute] += 1; return n is None or seen[p.kind, p.attribute] <= n
     return [p for p in prompts if p.use == use and take(p)]
 
-# %% ../nbs/03_latents.ipynb #c6f050a4
+# %% ../nbs/03_latents.ipynb #105c2524
 def grade(
     setup:Setup,          # whose entities are graded
-    refresh:bool=False,   # ask again, even if the answers are in the cache
 ) -> pd.DataFrame:        # name, kind, attributes, right, knows, grade; invented names come last, with nothing to get right
-    "Who the model knows, by its own answers to the loss prompts. Kept in the cache."
-    prompts = few_prompts(setup.prompts, setup.grading_prompts, "loss")
-    key = dict(key=setup.key, prompts=[p.__dict__ for p in prompts], unknown=[e.name for e in setup.unknown], n=setup.grading_prompts, tokens=setup.reply_tokens, version=2)
-    file = cache_folder("grades") / f"{config_key(key)}.csv"
-    if file.is_file() and not refresh: return pd.read_csv(file, keep_default_na=False)
-    asked = questions(setup.entities, prompts, use="loss")
-    real = grade_replies(asked, answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress="grading"))
+    "Who the model knows, by its own answers to the loss prompts."
+    asked = questions(setup.entities, few_prompts(setup.prompts, setup.grading_prompts, "loss"), use="loss")
+    real = grade_replies(asked, original_answers(setup, asked, progress="grading"))
     invented = pd.DataFrame([dict(name=e.name, attributes=0, right=0, knows="", grade="unknown") for e in setup.unknown])
     out = pd.concat([real, invented], ignore_index=True)
     out.insert(1, "kind", out.name.map({e.name: e.kind for e in [*setup.entities, *setup.unknown]}))
-    draft = file.with_suffix(".draft"); out.to_csv(draft, index=False); draft.replace(file)
     return out
 
 def known_entities(

@@ -8,8 +8,9 @@ __all__ = ['BIOGRAPHIES_RECIPE', 'EXACT_FAMILIES', 'GEMMA3_PACKAGE', 'GEMMA3_HUB
            'train_biographies', 'biographies_model', 'plain_name', 'wrap', 'unwrap', 'check_hook', 'site_hook',
            'edit_residual', 'NameBatch', 'name_tokens', 'name_batches', 'NameResiduals', 'residual_after',
            'batch_residuals', 'name_residuals', 'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity',
-           'Setup', 'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for',
-           'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
+           'Setup', 'original_answers', 'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder',
+           'invented_for', 'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared',
+           'load_setup']
 
 # %% ../nbs/01_models.ipynb #0dbd2e73
 import difflib, hashlib, importlib.util, json, math, os, random, shutil, tempfile
@@ -493,6 +494,21 @@ class Setup:
             if e.name.casefold() == name.strip().casefold(): return e
         near = difflib.get_close_matches(name, [e.name for e in self.entities], n=3, cutoff=0.5)
         raise ValueError(f"no entity {name!r} in setup {self.name!r}; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else "samu entities lists them"))
+
+# %% ../nbs/01_models.ipynb #10d9e0f7
+def original_answers(
+    setup:Setup,        # with the model as it was loaded
+    asked,              # questions
+    progress:str=None,  # a label for the progress bar
+) -> list:              # of str, in the order of `asked`
+    "What a setup's model says; prompts that were asked before are answered from the cache."
+    file = cache_folder("replies") / f"{config_key(dict(key=setup.key, tokens=setup.reply_tokens, dtype=str(setup.dtype)))}.json"
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    new = [q for q in {q.text: q for q in asked}.values() if q.text not in said]
+    if new:
+        said |= zip([q.text for q in new], answer(setup.model, setup.tokenizer, new, setup.reply_tokens, progress=progress))
+        draft = file.with_suffix(f".{os.getpid()}"); draft.write_text(json.dumps(said), encoding="utf-8"); draft.replace(file)
+    return [said[q.text] for q in asked]
 
 # %% ../nbs/01_models.ipynb #e90bb28b
 def load_biographies(
