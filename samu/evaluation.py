@@ -17,7 +17,8 @@ from .entities import Question, Split, is_right, questions
 from .models import Setup, answer, load_setup, name_residuals, perplexity, recall, residuals_by_layer, threads_for
 from .saes import pre_activations, sae_for
 from .latents import Latents, by_entity, few_prompts, find_latents, grade, separation_scores, split_for
-from .unlearning import METHODS, Unlearned, aim_for, make_task, method_named, namesakes, samu_version, save_model, unlearn, versions
+from .unlearning import Unlearned, aim_for, make_task, namesakes, samu_version, save_model, unlearn, versions
+from .baselines import METHODS, method_named
 
 # %% ../nbs/06_evaluation.ipynb #a9c660d4
 def corrected(
