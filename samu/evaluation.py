@@ -18,7 +18,8 @@ from .entities import Question, Split, is_right, make_biographies, questions
 from .models import (BIOGRAPHIES_RECIPE, Setup, answer, biographies_model, load_setup, original_answers, perplexity, recall, residuals_by_layer, threads_for, wrap)
 from .saes import pre_activations, sae_for
 from .latents import Latents, few_prompts, find_latents, grade, read_names, separation_scores, split_for
-from .unlearning import METHODS, Unlearned, aim_for, make_task, method_named, namesakes, samu_version, save_model, text_batches, unlearn, versions
+from .unlearning import Unlearned, aim_for, make_task, namesakes, samu_version, save_model, text_batches, unlearn, versions
+from .baselines import METHODS, method_named
 
 # %% ../nbs/06_evaluation.ipynb #a9c660d4
 def corrected(
