@@ -7,9 +7,9 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'Aim', 'coordinate_
            'match', 'residual_target', 'mean_residual', 'stranger', 'stranger_residual', 'objective', 'TextBatch',
            'text_batches', 'residual_retain', 'answer_loss', 'Method', 'site_method', 'method_named', 'Task',
            'namesakes', 'in_passing', 'pick_stranger', 'before_training', 'texts_to_keep', 'make_task',
-           'trained_parameters', 'put_weights', 'Unlearned', 'unknown_distance', 'peak_memory', 'retain_batches_of',
-           'retain_loss', 'training_step', 'loop_settings', 'history_table', 'Progress', 'start_progress', 'look',
-           'finished', 'run_loop', 'unlearn', 'history_figure', 'weights_hash', 'versions', 'samu_version',
+           'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance', 'peak_memory',
+           'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings', 'history_table', 'Progress',
+           'start_progress', 'look', 'finished', 'run_loop', 'unlearn', 'history_figure', 'versions', 'samu_version',
            'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #afac3809
@@ -366,7 +366,7 @@ def trained_parameters(
     if not out: raise ValueError(f"blocks {first} to {last} hold no weights to train; this model has blocks 0 to {n - 1}")
     return out
 
-# %% ../nbs/04_unlearning.ipynb #b295e627
+# %% ../nbs/04_unlearning.ipynb #447786c9
 def put_weights(
     parameters:dict,  # name -> parameter, as from `trained_parameters`
     weights:dict,     # name -> tensor of the same shape
@@ -374,6 +374,15 @@ def put_weights(
     "Copy weights into a model, in place."
     with torch.no_grad():
         for name, p in parameters.items(): p.copy_(weights[name])
+
+def weights_hash(
+    tensors,   # name -> tensor
+) -> str:      # 64 hexadecimal digits
+    "SHA-256 over names, shapes and bytes of all tensors, in the order of their names."
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(t.shape)}{t.dtype}".encode()); digest.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 @dataclass
 class Unlearned:
@@ -521,7 +530,7 @@ def start_progress(
     if setup.device.type == "cuda": torch.cuda.reset_peak_memory_stats(setup.device)
     return Progress(trained, original, own, parameters, optimizer, schedule)
 
-# %% ../nbs/04_unlearning.ipynb #7fe756c7
+# %% ../nbs/04_unlearning.ipynb #39d46884
 def look(
     task:Task, progress:Progress,
     step:int,        # steps taken so far
@@ -541,9 +550,10 @@ def finished(
 ) -> Unlearned:
     "What a run leaves behind. The setup gets a new cache key, since its model is another one now."
     setup, key = task.setup, task.setup.key
-    setup.key = config_key(dict(key=key, method=method.name, target=task.target.name, settings=settings))
+    changed = {k: p.detach().clone() for k, p in progress.trained.items()}
+    setup.key = config_key(dict(key=key, weights=weights_hash(changed)))
     return Unlearned(method.name, task.target.name, settings, history_table(progress.losses, progress.looks), seconds, 1000 * sorted(progress.times)[len(progress.times) // 2],
-                     peak_memory(setup.device), progress.original, {k: p.detach().clone() for k, p in progress.trained.items()}, (key, setup.key))
+                     peak_memory(setup.device), progress.original, changed, (key, setup.key))
 
 # %% ../nbs/04_unlearning.ipynb #460321b3
 def run_loop(
@@ -609,16 +619,7 @@ def history_figure(
     right.set(xlabel="step", yscale="log", title="distance (1 = an ordinary unknown name)"); fig.tight_layout()
     return fig
 
-# %% ../nbs/04_unlearning.ipynb #e8531c9c
-def weights_hash(
-    tensors,   # name -> tensor
-) -> str:      # 64 hexadecimal digits
-    "SHA-256 over names, shapes and bytes of all tensors, in the order of their names."
-    digest = hashlib.sha256()
-    for name, t in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(t.shape)}{t.dtype}".encode()); digest.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
+# %% ../nbs/04_unlearning.ipynb #a6dfb158
 def versions() -> dict:  # package -> version
     "The versions that a result depends on."
     return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "transformer-lens", "sae-lens")}}
