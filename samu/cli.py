@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'SHOWN', 'writable', 'quiet', 'main', 'show', 'forget_and_report', 'demo', 'setups', 'entities', 'unlearn',
-           'latents', 'ask']
+           'compare', 'audit', 'latents', 'ask']
 
 # %% ../nbs/12_cli.ipynb #3733abc2
 import os, sys
@@ -62,7 +62,7 @@ def show(
     for r in rows: table.add_row(*("" if r.get(c) is None else f"{r[c]:.2f}" if isinstance(r[c], float) else str(r[c]) for c in columns))
     Console(width=max(130, Console().width), markup=False).print(table)
 
-# %% ../nbs/12_cli.ipynb #1a3235de
+# %% ../nbs/12_cli.ipynb #49f69368
 def forget_and_report(
     setup,           # a loaded setup
     target:str,      # who is to be forgotten
@@ -78,8 +78,7 @@ def forget_and_report(
     from samu.evaluation import cloud_figure, compare, write_report
     from samu.entities import questions
     from samu.models import answer
-    from samu.baselines import method_named
-    from samu.unlearning import save_model
+    from samu.unlearning import method_named, save_model
     for m in methods: method_named(m)
     setup.find(target)
     grades = grade(setup)
@@ -139,7 +138,7 @@ def entities(
     elif len(table): show(table.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
     else: print("none")
 
-# %% ../nbs/12_cli.ipynb #b54cb463
+# %% ../nbs/12_cli.ipynb #2b609e90
 @app.command()
 def unlearn(
     target:Annotated[str, typer.Argument(help="who is to be forgotten; samu entities lists them")],
@@ -153,10 +152,57 @@ def unlearn(
     "Make a model forget one entity, measure the result, and save the model."
     out = writable(out); quiet()
     from samu.models import load_setup
-    from samu.baselines import method_named
+    from samu.unlearning import method_named
     if objective: method_named(objective)
     loaded = load_setup(setup)
     forget_and_report(loaded, target, [objective or loaded.objective], out, seed, sae, steps=steps)
+
+# %% ../nbs/12_cli.ipynb #85c44d95
+@app.command()
+def compare(
+    targets:Annotated[list[str], typer.Argument(help="whom to forget, one at a time; each time from the original model")],
+    setup:Annotated[str, typer.Option(help="name of a setup, or folder")] = "biographies",
+    methods:Annotated[Optional[str], typer.Option(help="methods, separated by commas; the setup's default, mean_residual, npo and ga if left out")] = None,
+    seeds:Annotated[str, typer.Option(help="seeds of the loop, separated by commas")] = "0",
+    out:Annotated[Path, typer.Option(help="folder for the results")] = Path("out/compare"),
+):
+    "Several methods on the same people: one table, one figure, one report."
+    try: numbers = tuple(dict.fromkeys(int(s) for s in seeds.split(",")))
+    except ValueError: raise ValueError(f"--seeds takes whole numbers separated by commas, as in 0,1,2, not {seeds!r}") from None
+    out = writable(out); quiet()
+    from samu.baselines import method_named
+    from samu.evaluation import compare_many, plane_figure, spread_table, write_report
+    from samu.latents import find_latents, grade, split_for
+    from samu.models import load_setup
+    from samu.saes import sae_for
+    chosen = [m.strip() for m in methods.split(",")] if methods else None
+    for m in chosen or (): method_named(m)
+    loaded = load_setup(setup)
+    chosen = list(dict.fromkeys(chosen or [loaded.objective, "mean_residual", "npo", "ga"]))
+    names = list(dict.fromkeys(loaded.find(t).name for t in targets))
+    grades = grade(loaded)
+    for name in names: split_for(loaded, name, grades)             # all of them are checked before any is forgotten
+    sae = sae_for(loaded)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = compare_many(loaded, sae, find_latents(loaded, sae, grades), names, chosen, grades, numbers, file=out / "rows.csv")
+    show(spread_table(rows).to_dict("records"), list(spread_table(rows).columns), f"people: {len(names)}, seeds: {len(numbers)}; mean (lowest–highest)")
+    plane_figure(rows).savefig(out / "figure.png", dpi=130)
+    write_report(out, loaded, names, rows.astype(object).where(rows.notna(), None).to_dict("records"), list(numbers))
+    print(f"written to {out}: report.json, report.csv, figure.png, rows.csv")
+
+# %% ../nbs/12_cli.ipynb #c2e9aae7
+@app.command()
+def audit(
+    model:Annotated[Path, typer.Argument(help="folder of a saved model, or the folder of results that holds model/")],
+    out:Annotated[Optional[Path], typer.Option(help="folder for report.json and audit.html; audit/ beside the model if left out")] = None,
+):
+    "Try to bring back what a saved model has forgotten, and write a page that says what was found."
+    if not (model / "samu.json").is_file() and (model / "model" / "samu.json").is_file(): model = model / "model"
+    out = writable(out or model.parent / "audit"); quiet()
+    from samu.stress import audit as audit_model
+    for p in (report := audit_model(model, out))["people"]:
+        show(p["claims"], ["title", "shown", "limit", "reference", "word"], f"{p['target']}: {p['passed']} of {p['tested']} claims hold")
+    print(f"written to {out}: report.json, audit.html")
 
 # %% ../nbs/12_cli.ipynb #d977cfc3
 @app.command()
