@@ -78,7 +78,8 @@ def forget_and_report(
     from samu.evaluation import cloud_figure, compare, write_report
     from samu.entities import questions
     from samu.models import answer
-    from samu.unlearning import method_named, save_model
+    from samu.baselines import method_named
+    from samu.unlearning import save_model
     for m in methods: method_named(m)
     setup.find(target)
     grades = grade(setup)
@@ -152,7 +153,7 @@ def unlearn(
     "Make a model forget one entity, measure the result, and save the model."
     out = writable(out); quiet()
     from samu.models import load_setup
-    from samu.unlearning import method_named
+    from samu.baselines import method_named
     if objective: method_named(objective)
     loaded = load_setup(setup)
     forget_and_report(loaded, target, [objective or loaded.objective], out, seed, sae, steps=steps)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['corrected', 'unknown_behaviour', 'alignment', 'percentile', 'name_pre_activations', 'UnknownTest', 'fit_unknown_test',
-           'fit_probes', 'probe_known', 'reference_group', 'retrained', 'answer_log_probs', 'answer_kl', 'gold_fields',
-           'Reference', 'make_reference', 'evaluate', 'compare', 'cloud_figure', 'ref_cloud', 'recall_by_type',
-           'write_report']
+           'fit_probes', 'probe_known', 'reference_group', 'retrained', 'answer_distributions', 'answer_kl',
+           'gold_fields', 'Reference', 'make_reference', 'evaluate', 'compare', 'cloud_figure', 'ref_cloud',
+           'recall_by_type', 'write_report']
 
-# %% ../nbs/06_evaluation.ipynb #4eb7e752
+# %% ../nbs/06_evaluation.ipynb #2185f272
 import csv, json, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from .entities import Question, Split, is_right, make_biographies, questions
 from .models import (BIOGRAPHIES_RECIPE, Setup, answer, biographies_model, load_setup, perplexity, recall, residuals_by_layer, threads_for, wrap)
 from .saes import pre_activations, sae_for
 from .latents import Latents, few_prompts, find_latents, grade, read_names, separation_scores, split_for
-from .unlearning import METHODS, Unlearned, aim_for, make_task, method_named, namesakes, samu_version, save_model, text_batches, unlearn, versions
+from .unlearning import Unlearned, aim_for, make_task, namesakes, samu_version, save_model, text_batches, unlearn, versions
+from .baselines import METHODS, method_named
 
 # %% ../nbs/06_evaluation.ipynb #a9c660d4
 def corrected(
@@ -163,9 +164,9 @@ def retrained(
     hf, tokenizer, folder = biographies_model(world, made["seed"] if seed is None else seed, names, setup.device, {k: made[k] for k in BIOGRAPHIES_RECIPE})
     return replace(setup, model=wrap(hf, tokenizer, setup.device), key=folder.name, folder=folder)
 
-# %% ../nbs/06_evaluation.ipynb #de78c917
+# %% ../nbs/06_evaluation.ipynb #90f5e1d4
 @torch.no_grad()
-def answer_log_probs(
+def answer_distributions(
     setup:Setup,
     asked,        # questions with answers
 ) -> Tensor:      # [answer tokens, vocabulary]
@@ -179,7 +180,7 @@ def answer_kl(
     asked,             # questions with answers
 ) -> float:            # nats; 0 = the same distributions
     "Mean KL divergence of next-token distributions at the answers, from the reference to the measured model."
-    p, q = answer_log_probs(reference, asked), answer_log_probs(setup, asked)
+    p, q = answer_distributions(reference, asked), answer_distributions(setup, asked)
     return (p.exp() * (p - q)).sum(-1).mean().item()
 
 def gold_fields(

@@ -11,7 +11,7 @@ __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'REVERSED', 'REV
            'several_runs', 'forget_several', 'StressTest', 'make_stress', 'stress', 'Claim', 'judge', 'saved_model',
            'hash_facts', 'audit_person', 'audit_figures', 'inline_png', 'not_shown', 'audit_page', 'audit']
 
-# %% ../nbs/07_stress.ipynb #d0ae811d
+# %% ../nbs/07_stress.ipynb #fb4233d2
 import base64, contextlib, datetime, io, json, random, time
 from dataclasses import dataclass, fields, replace
 from importlib import resources
@@ -22,7 +22,8 @@ from .entities import Entity, Question, questions
 from .models import NameBatch, Setup, answer, load_folder, load_setup, name_tokens, new_folder, perplexity, recall, residual_after, residuals_by_layer, threads_for, unwrap
 from .saes import sae_for
 from .latents import Latents, answer_edited, find_latents, grade, known_entities, renamed, split_for, steer
-from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, loop_settings, make_task, method_named, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, versions, weights_hash
+from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, loop_settings, make_task, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, versions, weights_hash
+from .baselines import method_named
 from .evaluation import cloud_figure, corrected, evaluate, fit_probes, make_reference, name_pre_activations, reference_group, retrained, unknown_behaviour
 
 # %% ../nbs/07_stress.ipynb #24f405b9

@@ -178,7 +178,7 @@ def answer_loss(
     hidden = hf.model(batch.ids).last_hidden_state[batch.row, batch.column]
     return F.cross_entropy(hf.lm_head(hidden).float(), batch.ids[batch.row, batch.column + 1])
 
-# %% ../nbs/04_unlearning.ipynb #aef4234b
+# %% ../nbs/04_unlearning.ipynb #6b8f81ef
 @dataclass
 class Method:
     "A way to forget, as data."
@@ -192,6 +192,7 @@ class Method:
     stops: bool = True    # whether the early stop applies
     about: str = ""       # the formula, in words
     retain_weight: float = None   # of the retain loss; the setup's default if None
+    lr_times: float = 1.0         # the setup's step size times this, unless `lr` says otherwise
     prepare: object = None        # function: task -> None, called once before training; leaves what it finds in `task.notes`
 
 def site_method(
@@ -202,8 +203,6 @@ def site_method(
     return Method(name, lambda task, step: task.at_site(f), about=f"{name} on the residuals at the target's name")
 
 METHODS = {n: site_method(n) for n in OBJECTIVES}     # chapter 05 adds the baselines
-METHODS["ga"] = Method("ga", lambda task, step: -task.on_answers(), retain="none", blocks="all", steps=60, stops=False,
-                       about="gradient ascent: minus the log-loss of the target's answers, and nothing to hold the rest")
 
 def method_named(name:str) -> Method:
     "A method by its name. Raises ValueError for one that does not exist."
@@ -467,7 +466,7 @@ def training_step(
             if master is not own: own.copy_(master)
     return forget.detach(), keep.detach()
 
-# %% ../nbs/04_unlearning.ipynb #0bf7ab1b
+# %% ../nbs/04_unlearning.ipynb #356aab1b
 LOOP = dict(steps=100, lr=1e-3, retain_weight=20.0, retain_batches=3, blocks="site", weights="mlp", check_every=5, stop_at=0.3)
 
 def loop_settings(
@@ -478,6 +477,7 @@ def loop_settings(
     own = {k: getattr(method, k) for k in ("steps", "lr", "retain_weight") if getattr(method, k) is not None}
     if method.blocks != "site": own |= dict(blocks=method.blocks, weights=method.weights)
     use = LOOP | {k: v for k, v in setup.training.items() if k in LOOP} | own | {k: v for k, v in asked.items() if v is not None}
+    if method.lr is None and asked.get("lr") is None: use["lr"] = use["lr"] * method.lr_times
     if use["steps"] < 1: raise ValueError(f"steps must be at least 1, not {use['steps']}")
     return use
 

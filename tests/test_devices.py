@@ -15,14 +15,16 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import samu.latents
+from samu.baselines import (METHODS, answer_log_probabilities, clamped, crisp_loss, dpo_loss, method_named, npo_loss, residual_squared, salient_latents, simnpo_loss,
+                            target_texts)
 from samu.entities import make_biographies, ordinary_sentence, questions
 from samu.evaluation import UnknownTest, alignment, compare, evaluate, make_reference, name_pre_activations, percentile
 from samu.latents import Latents, by_entity, find_latents, firing, name_statistics, separation_scores, steer
 from samu.models import (NameBatch, NameResiduals, Setup, answer, batch_residuals, edit_residual, load_setup, name_batches, name_residuals,
                          perplexity, residuals_by_layer, word_tokenizer, wrap)
 from samu.saes import pre_activations, sae_for, sae_quality, text_residuals
-from samu.unlearning import (METHODS, OBJECTIVES, Aim, Before, TextBatch, Unlearned, aim_for, answer_loss, make_task, method_named, objective,
-                             residual_retain, save_model, text_batches, trained_parameters, training_step, unknown_distance, unlearn)
+from samu.unlearning import (OBJECTIVES, Aim, Before, TextBatch, Unlearned, aim_for, answer_loss, make_task, objective, residual_retain, retain_batches_of,
+                             retain_loss, save_model, text_batches, trained_parameters, training_step, unknown_distance, unlearn)
 
 WIDTH, BLOCKS, SITE, D_SAE = 32, 3, 1, 64
 ARCHITECTURES = {"StandardSAE": {}, "JumpReLUSAE": {}, "TopKSAE": dict(k=4), "TopKSAE, rescaled": dict(k=4, rescale_acts_by_decoder_norm=True), "GatedSAE": {}}
@@ -65,7 +67,7 @@ class On:
         return Aim(sae, l.selected, 4, l.mu_unknown, l.sd_unknown, l.mu_known, l.on_unknown, l.mean_residual, self.real(WIDTH))
     def residuals(self): return NameResiduals(self.real(9, WIDTH), self.index(9), self.index(9))
     def names(self): return NameBatch(self.index(4, 7), *(self.index(9) for _ in range(4)))
-    def texts(self): return TextBatch(self.index(4, 7), self.index(9), self.index(9), self.real(4, 6, WIDTH))
+    def texts(self): return TextBatch(self.index(4, 7), self.index(9), self.index(9), self.real(4, 6, WIDTH), self.index(9))
     def unknown_test(self): return UnknownTest(self.index(4), self.real(4), self.real(4, 4), self.real(10), 0.5, self.real(D_SAE), self.real(D_SAE))
 
 META = On("meta")
@@ -101,8 +103,8 @@ def test_everything_is_there(setup, sae, task):
     for module in setup.model, sae: assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"meta"}
     tensors = [getattr(b, f) for b in task.forget + task.validate for f in ("ids", "row", "column", "index", "from_end")]
     tensors += [getattr(b, f) for b in task.retain for f in ("ids", "row", "column", "frozen")] + [getattr(b, f) for b in task.before for f in ("own", "stranger")]
-    tensors += [getattr(b, f) for b in task.answers for f in ("ids", "row", "column")]
-    assert len(task.forget) and len(task.validate) and len(task.retain) and len(task.answers)
+    tensors += [getattr(b, f) for b in task.answers + task.retain_answers for f in ("ids", "row", "column", "index")]
+    assert len(task.forget) and len(task.validate) and len(task.retain) and len(task.answers) and len(task.retain_answers)
     assert {t.device.type for t in tensors} == {"meta"}
     assert {f.device.type for f in META.names().to("meta").__dict__.values()} == {"meta"}
 
@@ -154,14 +156,48 @@ def test_other_losses(setup, task):
     is_on(answer_loss(setup, task.answers[0]), "meta")
     is_on(task.on_answers(), "meta"); is_on(unknown_distance(task), "meta"); is_on(unknown_distance(task, task.forget), "meta")
 
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_of_methods(task, name):
+    "Preparation, forget loss and retain loss of every method, with gradients."
+    method = method_named(name)
+    own = [p.requires_grad_() for p in trained_parameters(task.setup, method.blocks, method.weights).values()]
+    prepare(task, method)
+    kept = [t for v in task.notes.values() for t in (v if isinstance(v, (list, tuple)) else [v])]
+    assert {t.device.type for t in kept if isinstance(t, torch.Tensor)} <= {"meta"}
+    try:
+        loss = method.forget(task, 0)
+        is_on(loss, "meta")
+        batches = retain_batches_of(task, method)
+        if batches: is_on(retain_loss(task, method, batches[:2]), "meta")
+        assert bool(batches) == (method.retain != "none")
+        loss.backward()
+        for p in own: is_on(p.grad, "meta", *p.shape)
+    finally:
+        for p in own: p.requires_grad_(False).grad = None
+        task.notes.clear()
+
+def test_parts_of_baselines(setup, sae, task):
+    n = len(task.asked)
+    for values in answer_log_probabilities(setup, task.answers, n): is_on(values, "meta", n)
+    told = target_texts(task)
+    assert sum(map(len, told)) == n and all(len(b.row) == len(b.column) for b in told)
+    for values in salient_latents(task, told, k=5): is_on(values, "meta", 5)
+    is_on(residual_squared(setup, task.retain[0]), "meta")
+    with torch.no_grad(), edit_residual(setup.model, SITE, clamped(sae, META.index(3), META.real(3))): is_on(setup.model(META.index(2, 5)), "meta", 2, 5, len(setup.tokenizer))
+
+def prepare(task, method):
+    if method.prepare:
+        with torch.no_grad(): method.prepare(task)
+
 def take_steps(task, name):
     "Two training steps, as `unlearn` takes them; gives the parameters of the optimiser and those of the model."
     method = method_named(name)
+    prepare(task, method)
     own = [p.requires_grad_() for p in trained_parameters(task.setup, method.blocks, method.weights).values()]
     masters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in own]
     optimizer = torch.optim.AdamW(masters, lr=1e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0)
-    retain = task.retain[:3] if method.retain == "residual" else []
+    retain = retain_batches_of(task, method)[:3]
     try:
         for step in range(2):
             losses = torch.stack(training_step(task, method, masters, own, optimizer, retain, 20.0, step))
@@ -182,7 +218,7 @@ def test_training_step(task, name):
     assert all(m is p for m, p in zip(masters, own))
     assert len(own) == 3 * (BLOCKS if method_named(name).blocks == "all" else SITE + 1)
 
-@pytest.mark.parametrize("name", ["triplet", "match", "ga"])
+@pytest.mark.parametrize("name", ["triplet", "match", "ga", "npo", "idk_dpo", "rmu", "crisp", "triplet_random"])
 def test_training_step_with_master_copies(world, sae, grades, name):
     setup = small_setup(world, torch.bfloat16)
     task = make_task(setup, sae, META.latents(), setup.entities[0].name, grades, META.aim(sae), stranger=setup.unknown[0])
@@ -320,6 +356,10 @@ MEASURES = {
     "alignment": lambda on: alignment(*(on.real(4) for _ in range(4))),
     "percentile": lambda on: percentile(on.real(), on.real(10)),
     "distance": lambda on: on.unknown_test().distance(on.real(3, D_SAE)),
+    "npo_loss": lambda on: npo_loss(on.real(4), on.real(4)),
+    "simnpo_loss": lambda on: simnpo_loss(on.real(4), on.real(4)),
+    "dpo_loss": lambda on: dpo_loss(*(on.real(4) for _ in range(4))),
+    "crisp_loss": lambda on: crisp_loss(on.real(9, 4), on.real(9), on.real(9, 4), on.real(4)),
 }
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -335,6 +375,9 @@ def test_model_on_cuda(world):
         sae = moved(small_sae())
         is_on(residual_retain(setup, on.texts(), on.aim(sae)), "cuda")
         is_on(answer_loss(setup, on.texts()), "cuda")
+        is_on(residual_squared(setup, on.texts()), "cuda")
+        for values in answer_log_probabilities(setup, [on.texts()], 4): is_on(values, "cuda", 4)
+        is_on(clamped(sae, on.index(3), on.real(3))(on.real(4, 3, WIDTH)), "cuda", 4, 3, WIDTH)
         is_on(steer(setup, sae, on.latents())(on.real(4, 3, WIDTH), None), "cuda", 4, 3, WIDTH)
 
 
@@ -398,13 +441,14 @@ def test_unlearning_on_a_gpu(real, tmp_path):
     assert all(again[k] == ref.original[k] for k in ("target_recall", "retain_recall")) and again["perplexity_ratio"] == pytest.approx(1, abs=1e-4)
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["triplet", "match", "ga"])
+@pytest.mark.parametrize("name", METHODS)
 def test_no_step_waits_for_the_gpu(real, name):
     setup, sae, latents = real
     task, method = make_task(setup, sae, latents, setup.entities[8].name), method_named(name)
     own = [p.requires_grad_() for p in trained_parameters(setup, method.blocks, method.weights).values()]
     optimizer = torch.optim.AdamW(own, lr=0.0, weight_decay=0.0)
-    step = lambda: training_step(task, method, own, own, optimizer, task.retain[:3] if method.retain == "residual" else [], 20.0)
+    prepare(task, method)
+    step = lambda: training_step(task, method, own, own, optimizer, retain_batches_of(task, method)[:3], 20.0)
     try:
         step()                                  # the first one sets things up, and may wait
         torch.cuda.synchronize()
