@@ -11,9 +11,9 @@ __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'REVERSED', 'REV
            'several_runs', 'forget_several', 'StressTest', 'make_stress', 'stress', 'Claim', 'judge', 'saved_model',
            'hash_facts', 'audit_person', 'audit_figures', 'inline_png', 'not_shown', 'audit_page', 'audit']
 
-# %% ../nbs/07_stress.ipynb #fb4233d2
+# %% ../nbs/07_stress.ipynb #9a6eba40
 import base64, contextlib, datetime, io, json, random, time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -373,7 +373,7 @@ def merged_batches(
                     Before(*(torch.cat([getattr(w, f) for _, w in group]) for f in ("own", "stranger")))))
     return tuple(map(list, zip(*out)))
 
-# %% ../nbs/07_stress.ipynb #68b2adb2
+# %% ../nbs/07_stress.ipynb #daeb646b
 def make_tasks(
     setup:Setup, sae,
     latents:Latents,         # from `find_latents`
@@ -395,8 +395,8 @@ def make_tasks(
     keep, size = list(dict.fromkeys(keep)), setup.training.get("batch_tokens", 400)
     together = lambda name: [x for t in tasks for x in getattr(t, name)]
     forget, before = merged_batches(together("forget"), together("before"))
-    return replace(tasks[0], target=replace(tasks[0].target, name=" + ".join(t.target.name for t in tasks)), forget=forget, before=before,
-                   **{f.name: together(f.name) for f in fields(Task) if f.name in ("validate", "answers", "asked")},
+    return replace(tasks[0], target=replace(tasks[0].target, name=" + ".join(t.target.name for t in tasks)), forget=forget, before=before, validate=together("validate"), asked=together("asked"),
+                   answers=text_batches(setup, [(q.text, q.answers[0]) for q in together("asked")], keep_frozen=False),
                    retain=text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
                    retain_answers=text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False))
 
