@@ -400,8 +400,8 @@ def make_tasks(
                    retain=text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
                    retain_answers=text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False))
 
-# %% ../nbs/07_stress.ipynb #b043447f
-WAYS = ("at once", "in turn", "in turn, from the last")
+# %% ../nbs/07_stress.ipynb #676c3c62
+WAYS = ("at once", "in turn, rehearsing", "in turn", "in turn, from the last")
 
 def several_runs(
     setup:Setup, sae, latents:Latents, targets, way, grades, seed,   # as in `forget_several`
@@ -411,10 +411,14 @@ def several_runs(
     if way == "at once":
         more = len(targets) > 1
         yield make_tasks(setup, sae, latents, targets, grades, retain_texts=2400 if more else 1200, seed=seed), dict(steps=round(one["steps"] * (1 + .1 * len(targets))), retain_batches=2 * one["retain_batches"]) if more else {}
-    elif way == "in turn":
-        for task in [make_tasks(setup, sae, latents, [t], grades, targets[:i], seed=seed) for i, t in enumerate(targets)]: yield task, {}
-    else:
+    elif way == "in turn, from the last":
         for i, t in enumerate(targets): yield make_tasks(setup, sae, latents, [t], grades, targets[:i], seed=seed), {}
+    else:
+        tasks = [make_tasks(setup, sae, latents, [t], grades, targets[:i], seed=seed) for i, t in enumerate(targets)]   # all of them from the original
+        for i, task in enumerate(tasks):
+            earlier = [(b, was) for t in tasks[:i] for b, was in zip(t.forget, t.before)]
+            old, were = merged_batches(*zip(*earlier)) if earlier and way == "in turn, rehearsing" else ([], [])
+            yield replace(task, forget=task.forget + old, before=task.before + were), {}
 
 def forget_several(
     setup:Setup, sae,

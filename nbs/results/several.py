@@ -18,7 +18,7 @@ def main():
     latents = find_latents(setup, sae, grades)
     rows = pd.read_csv(FILE).to_dict("records") if FILE.is_file() else []
     for seed in (0, 1):
-        for people in (1, 5, 20):
+        for people in (20, 5, 1):
             for way in WAYS:
                 if any((r["seed"], r["people"], r["way"]) == (seed, people, way) for r in rows): continue
                 targets = [e.name for i, e in enumerate(setup.entities) if i % 5 == 2 + seed][:people]
