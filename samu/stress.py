@@ -537,7 +537,7 @@ CLAIMS = [
     Claim("relearning", "They come back no sooner than in a model that never learned them", "Training steps until half of the facts that were not shown have come back, as a share of the same for the reference; 1 means as slowly, or never in both.", "relearn_ratio", .9, False, "relearning"),
 ]
 
-# %% ../nbs/07_stress.ipynb #1c3091ea
+# %% ../nbs/07_stress.ipynb #ca9a5fed
 def judge(
     claim:Claim,
     fields:dict,      # of the unlearned model
@@ -545,7 +545,7 @@ def judge(
     reference:dict,   # of the reference, as far as there is one
 ) -> dict:            # for the page and the report
     "Hold one number against its limit."
-    show = lambda x: "not measured" if x is None else f"{x:.5f}" if 0 < abs(x) < .01 else f"{x:.2f}"
+    show = lambda x: "not measured" if x is None else f"{x:.5f}" if 0 < abs(x) < .01 else f"{x:.2f}" if abs(x - round(x, 2)) < 1e-9 else f"{x:.3f}"
     value, base = fields.get(claim.field), original.get(claim.field) if claim.relative == "original" else fields.get(claim.relative) if claim.relative else 1.0
     limit = None if base is None else claim.limit * base
     verdict = "none" if value is None or limit is None else "pass" if (value <= limit if claim.most else value >= limit) else "fail"
