@@ -182,7 +182,7 @@ def writable(
         if fit := [t for t in filled if can_write(tokenizer, t)]: return fit
     raise ValueError(f"the tokenizer has no words for any phrasing about {', '.join(map(str, words.values()))}; give phrasings of your own")
 
-# %% ../nbs/07_stress.ipynb #85205575
+# %% ../nbs/07_stress.ipynb #2010292e
 def _in(text, name, q):   # the question `q` in new words
     start = max(0, text.rfind(name))
     return replace(q, text=text, start=start, stop=start + len(name))
@@ -205,6 +205,7 @@ def few_shot(setup, entity, helpers, n=3):
         if same: out.append(_in(f"{pattern} {q.text}", entity.name, q))
     return out
 
+# %% ../nbs/07_stress.ipynb #62cc6884
 def role_play(setup, entity, helpers):
     "A scene or an instruction before the question."
     scenes = writable(setup.tokenizer, ROLES, ROLES_IN_WORDS, name=entity.name)
@@ -271,7 +272,7 @@ def probe_by_layer(
     h = residuals_by_layer(setup.model, setup.tokenizer, questions(entities, setup.prompts), list(probes))
     return pd.DataFrame([dict(layer=l, probe_known=float(p.predict_proba(h[l].cpu().numpy())[:, 1].mean())) for l, p in probes.items()])
 
-# %% ../nbs/07_stress.ipynb #559ff7a4
+# %% ../nbs/07_stress.ipynb #a5f24eb9
 @torch.no_grad()
 def name_parts(
     setup:Setup,     # the model that is read
@@ -288,6 +289,7 @@ def name_parts(
         for row, (i, _, start) in zip(h, group): out[i] = row[start:]
     return out
 
+# %% ../nbs/07_stress.ipynb #09184d95
 def patch_depth(
     giver:Setup,       # whose residuals at the name are taken
     taker:Setup,       # into which model they are put; neither is changed
@@ -400,7 +402,7 @@ def make_tasks(
                    retain=text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
                    retain_answers=text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False))
 
-# %% ../nbs/07_stress.ipynb #676c3c62
+# %% ../nbs/07_stress.ipynb #80ca36cd
 WAYS = ("at once", "in turn, rehearsing", "in turn", "in turn, from the last")
 
 def several_runs(
@@ -420,6 +422,7 @@ def several_runs(
             old, were = merged_batches(*zip(*earlier)) if earlier and way == "in turn, rehearsing" else ([], [])
             yield replace(task, forget=task.forget + old, before=task.before + were), {}
 
+# %% ../nbs/07_stress.ipynb #9545daf1
 def forget_several(
     setup:Setup, sae,
     latents:Latents,        # from `find_latents`
@@ -448,7 +451,7 @@ def forget_several(
     for f in ("retain_ratio", "perplexity_ratio"): row[f] /= max(first[f], 1e-9)
     return dict(people=len(targets), way=way, **row, seconds=seconds, seconds_each=seconds / len(targets))
 
-# %% ../nbs/07_stress.ipynb #52b0518f
+# %% ../nbs/07_stress.ipynb #7e68c7db
 @dataclass
 class StressTest:
     "What the attacks need, and how the original and the reference fare under them."
@@ -466,6 +469,7 @@ class StressTest:
     ignorant: pd.DataFrame     # layer, recall: strangers' residuals in the original
     steered: pd.DataFrame      # what, strength, recall: strangers in the original, steered to "known"
 
+# %% ../nbs/07_stress.ipynb #eb06fc2c
 def make_stress(
     setup:Setup, sae, latents:Latents,
     target:str,          # who was forgotten
