@@ -165,9 +165,9 @@ def retrained(
     hf, tokenizer, folder = biographies_model(world, made["seed"] if seed is None else seed, names, setup.device, {k: made[k] for k in BIOGRAPHIES_RECIPE})
     return replace(setup, model=wrap(hf, tokenizer, setup.device), key=folder.name, folder=folder)
 
-# %% ../nbs/06_evaluation.ipynb #de78c917
+# %% ../nbs/06_evaluation.ipynb #90f5e1d4
 @torch.no_grad()
-def answer_log_probs(
+def answer_distributions(
     setup:Setup,
     asked,        # questions with answers
 ) -> Tensor:      # [answer tokens, vocabulary]
@@ -181,7 +181,7 @@ def answer_kl(
     asked,             # questions with answers
 ) -> float:            # nats; 0 = the same distributions
     "Mean KL divergence of next-token distributions at the answers, from the reference to the measured model."
-    p, q = answer_log_probs(reference, asked), answer_log_probs(setup, asked)
+    p, q = answer_distributions(reference, asked), answer_distributions(setup, asked)
     return (p.exp() * (p - q)).sum(-1).mean().item()
 
 def gold_fields(
