@@ -12,7 +12,7 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'Aim', 'coordinate_
            'start_progress', 'look', 'finished', 'run_loop', 'unlearn', 'history_figure', 'versions', 'samu_version',
            'save_model']
 
-# %% ../nbs/04_unlearning.ipynb #afac3809
+# %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, hashlib, json, platform, time
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -21,9 +21,9 @@ import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from .entities import Question, questions
-from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, config_key, load_setup, name_batches, name_tokens, new_folder, plain_name, recall, residual_after, threads_for, unwrap
+from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, config_key, edit_residual, load_setup, name_batches, name_tokens, new_folder, plain_name, recall, residual_after, threads_for, unwrap
 from .saes import pre_activations, sae_for
-from .latents import Latents, find_latents, grade, renamed, split_for
+from .latents import Latents, answer_edited, find_latents, grade, renamed, split_for
 
 # %% ../nbs/04_unlearning.ipynb #c417bf87
 @dataclass
@@ -123,7 +123,7 @@ def objective(
         if p not in OBJECTIVES: raise ValueError(f"no objective {p!r}; choose from {', '.join(OBJECTIVES)}, or join some with +")
     return lambda residuals, aim, before: sum(OBJECTIVES[p](residuals, aim, before) for p in parts)
 
-# %% ../nbs/04_unlearning.ipynb #6cb64e5c
+# %% ../nbs/04_unlearning.ipynb #3dd51cb2
 @dataclass
 class TextBatch:
     "Texts of one length with the places that count: where the frozen residuals are kept, or where an answer stands."
@@ -132,6 +132,7 @@ class TextBatch:
     column: Tensor       # [places]; for answers, the token *before* each answer token, where it is predicted
     frozen: Tensor = None# [texts, tokens - 1, d_model], residuals of the frozen model after the first token
     index: Tensor = None # [places], to which of all texts (of all batches) each place belongs: whole answers have probabilities, too
+    final: Tensor = None # [texts, tokens, d_model], what the frozen model's head reads; filled in by methods that keep distributions (`note_recall`)
 
     def __len__(self): return len(self.ids)
 

@@ -216,9 +216,10 @@ def take_steps(task, name):
 def test_training_step(task, name):
     masters, own = take_steps(task, name)
     assert all(m is p for m, p in zip(masters, own))
-    assert len(own) == 3 * (BLOCKS if method_named(name).blocks == "all" else SITE + 1)
+    weights = {"mlp": 3, "down": 1, "all": 9}[method_named(name).weights]
+    assert len(own) == weights * (BLOCKS if method_named(name).blocks == "all" else SITE + 1)
 
-@pytest.mark.parametrize("name", ["triplet", "match", "ga", "npo", "idk_dpo", "rmu", "crisp", "triplet_random"])
+@pytest.mark.parametrize("name", ["triplet", "match", "two_sided", "ga", "npo", "idk_dpo", "rmu", "crisp", "triplet_random"])
 def test_training_step_with_master_copies(world, sae, grades, name):
     setup = small_setup(world, torch.bfloat16)
     task = make_task(setup, sae, META.latents(), setup.entities[0].name, grades, META.aim(sae), stranger=setup.unknown[0])
