@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'corrected', 'unknown_behaviour', 'alignment', 'percentile', 'name_pre_activations', 'UnknownTest',
-           'fit_unknown_test', 'fit_probes', 'probe_known', 'reference_group', 'retrained', 'answer_log_probs',
+           'fit_unknown_test', 'fit_probes', 'probe_known', 'reference_group', 'retrained', 'answer_distributions',
            'answer_kl', 'gold_fields', 'Reference', 'make_reference', 'evaluate', 'compare', 'cloud_figure',
            'ref_cloud', 'recall_by_type', 'compare_many', 'spread_table', 'plane_figure', 'write_report']
 
