@@ -13,7 +13,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab real notebooks readme clean
+.PHONY: help demo test lab real notebooks results readme clean
 
 help:
 	@echo "make demo       forget an invented person, from training the model to the report, in out/demo: minutes"
@@ -21,6 +21,7 @@ help:
 	@echo "make real       forget Michael Jordan in Gemma 3 270M, in out/jordan (240 MB, Gemma Terms of Use): ten minutes or more"
 	@echo "make test       run every notebook and the other tests, offline: minutes, more the first time"
 	@echo "make notebooks  run the notebooks again in place and export samu/; ARGS=\"03 04\" picks some: minutes"
+	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and taken up again"
 	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
 	@echo "make clean      remove .venv, out/ and build leftovers, not your cache of trained models: seconds"
 	@echo "The first of them also makes .venv with all that is needed: minutes, depending on the network."
@@ -65,6 +66,11 @@ real: $(VENV)/.gemma3
 notebooks: $(VENV)/.gemma3
 	@echo "Running the notebooks in place (minutes)"
 	@$(BIN)/python tests/execute_notebooks.py $(ARGS)
+
+results: $(VENV)/.gemma3
+	@echo "Making what is missing in nbs/results (hours for all; rows that are there stay; remove a table to have it made anew)"
+	@$(BIN)/python -c "from samu.baselines import make_tables; make_tables()"
+	@for script in nbs/results/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
 
 readme: $(VENV)/.installed
 	@echo "Writing README.md from nbs/index.ipynb (seconds)"

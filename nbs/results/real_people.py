@@ -1,8 +1,8 @@
 """Makes Gemma 3 270M forget some people, again and again, and keeps a row for each run in real_people.csv.
 
-    python nbs/results/make_real_people.py                      the table that chapter 08 shows (about 40 minutes on two cores)
-    python nbs/results/make_real_people.py "Tiger Woods"        other people
-    python nbs/results/make_real_people.py --seeds 0 --objectives triplet,match
+    python nbs/results/real_people.py                      the table that chapter 08 shows (about 40 minutes on two cores)
+    python nbs/results/real_people.py "Tiger Woods"        other people
+    python nbs/results/real_people.py --seeds 0 --objectives triplet,match
 
 Runs that the table holds already are not made again.
 """
