@@ -225,13 +225,14 @@ def wrap(
     model = TransformerBridge.boot_transformers("samu", hf_model=hf.to(device), tokenizer=tokenizer, device=str(device), dtype=dtype)
     return model.eval().requires_grad_(False)
 
-# %% ../nbs/01_models.ipynb #de3fb22f
+# %% ../nbs/01_models.ipynb #7c1eb579
 def unwrap(
     model,     # a TransformerBridge from `wrap`
 ):
     "A fresh Hugging Face model, on the CPU, with the wrapped model's weights. Raises ValueError if any weight would be lost."
+    from transformers import AutoModelForCausalLM
     hf = model.original_model
-    fresh = type(hf)(hf.config).to(next(hf.parameters()).dtype)
+    fresh = AutoModelForCausalLM.from_config(hf.config, dtype=next(hf.parameters()).dtype)    # not .to(dtype): that would round the rotary frequencies too, and they are no parameters
     wrapped = {plain_name(n): p.detach().cpu() for n, p in hf.named_parameters()}
     wanted = dict(fresh.named_parameters())
     if lost := [n for n in wanted if n not in wrapped]: raise ValueError(f"the wrapped model has no weight {lost[0]!r}; it cannot be exported")
@@ -651,7 +652,7 @@ def from_folder(
     try: return loader.from_pretrained(folder, local_files_only=True, **options)
     except Exception as e: raise ValueError(f"{str(folder)!r} cannot be read as a model ({type(e).__name__}: {(str(e).splitlines() or [''])[0]})") from None
 
-# %% ../nbs/01_models.ipynb #bc736d31
+# %% ../nbs/01_models.ipynb #95bed64f
 def load_folder(
     folder,          # a Hugging Face folder, with samu.json or a table of entities
     seed:int=None,   # of unknown names and splits; a model saved by this package knows its own
@@ -680,7 +681,7 @@ def load_folder(
     asked = read_prompts(folder / "prompts.csv") if (folder / "prompts.csv").is_file() else default_prompts(known)
     tokenizer = from_folder(AutoTokenizer, folder)
     check_names(known, tokenizer)
-    dtype = torch.float32 if family == "llama" and (folder / "recipe.json").is_file() else pick_dtype(device)
+    dtype = pick_dtype(device, large=sum(f.stat().st_size for f in folder.glob("*.safetensors")) > 2e7)       # 20 MB: the five million weights of `threads_for`
     hf = from_folder(AutoModelForCausalLM, folder, dtype=dtype)
     blocks = hf.config.num_hidden_layers
     return Setup(str(folder), wrap(hf, tokenizer, device), tokenizer, layer=max(1, blocks // 2) if blocks > 4 else 1, entities=known,
