@@ -12,7 +12,7 @@ from samu.entities import make_biographies
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(sys.executable).with_name("samu")
 SAMU = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-c", "from samu.cli import main; main()"]
-COMMANDS = ["demo", "setups", "entities", "unlearn", "latents", "ask"]
+COMMANDS = ["demo", "setups", "entities", "unlearn", "compare", "audit", "latents", "ask"]
 TARGET, SECOND, OTHER = (make_biographies(0).people[i] for i in (7, 20, 3))   # the demo forgets the first of them
 DIFFER = {"seconds", "step_ms", "peak_mb"}                                    # what may change from run to run
 ASKED = "Question: From which town does {} come? Answer:"
@@ -90,6 +90,15 @@ def test_ask_nothing(samu, folder):
 def test_ask_no_model(samu, folder):
     (folder / "no_model").mkdir(exist_ok=True)
     complaint(samu("ask", "The life of", "--model", "no_model"), "no_model", "config.json")
+
+def test_compare_seeds_that_are_no_numbers(samu, folder):
+    complaint(samu("compare", TARGET.name, "--seeds", "0,one", "--out", "seeds"), "--seeds", "'0,one'", "0,1,2")
+    assert not (folder / "seeds").exists()
+
+def test_audit_no_model(samu, folder):
+    (folder / "no_model").mkdir(exist_ok=True)
+    complaint(samu("audit", "no_model", "--out", "page"), "no_model", "samu.json")
+    assert not (folder / "page").exists()
 
 def test_setups(samu):
     out = good(samu("setups"))
@@ -331,6 +340,25 @@ def test_a_users_own_folder_is_found_again(first, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir(); monkeypatch.chdir(tmp_path / "elsewhere")
     again = load_setup(str(tmp_path / "saved"), device="cpu")
     assert [e.name for e in again.entities] == [e.name for e in setup.entities] and again.find(OTHER.name) == setup.find(OTHER.name)
+
+
+# --- Side by side
+
+def test_compare(samu, folder):
+    out = good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
+    assert sorted(p.name for p in (folder / "side").iterdir()) == ["figure.png", "report.csv", "report.json", "rows.csv"]
+    report = read(folder / "side" / "report.json")
+    assert (report["target"], report["seed"]) == ([OTHER.name], [1])
+    assert [(r["target"], r["seed"], r["method"]) for r in report["rows"]] == [(OTHER.name, 1, "original"), (OTHER.name, 1, "match")]
+    assert report["rows"][1]["target_recall"] == 0 and "match" in out
+    before = (folder / "side" / "rows.csv").read_text()
+    good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
+    assert (folder / "side" / "rows.csv").read_text() == before                            # seconds and all: nothing was run again
+
+@pytest.mark.parametrize("args, parts", [((OTHER.name, "Nobody"), ("'Nobody'",)), ((OTHER.name, "--methods", "match,tripled"), ("'tripled'", "triplet"))])
+def test_compare_bad_input(samu, folder, args, parts):
+    complaint(samu("compare", *args, "--out", "bad"), *parts)
+    assert not (folder / "bad").exists()
 
 
 # --- The demo
