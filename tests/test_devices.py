@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-import samu.latents
+import samu.latents, samu.models
 from samu.baselines import (METHODS, answer_log_probabilities, clamped, crisp_loss, dpo_loss, method_named, npo_loss, residual_squared, salient_latents, simnpo_loss,
                             target_texts)
 from samu.entities import make_biographies, ordinary_sentence, questions
@@ -83,7 +83,7 @@ def grades(setup, tmp_path_factory):
     "Everybody is known, and nobody else: as graded if the tiny model gave all the right answers."
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAMU_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(samu.latents, "answer", lambda model, tokenizer, asked, *args, **kwargs: [q.answers[0] for q in asked])
+        patch.setattr(samu.models, "answer", lambda model, tokenizer, asked, *args, **kwargs: [q.answers[0] for q in asked])
         found = samu.latents.grade(setup)
     assert list(found.name[found.grade == "known"]) == [e.name for e in setup.entities]
     return found
