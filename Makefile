@@ -13,7 +13,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab real notebooks results readme clean
+.PHONY: help demo test lab real notebooks results bench readme clean
 
 help:
 	@echo "make demo       forget an invented person, from training the model to the report, in out/demo: minutes"
@@ -22,6 +22,7 @@ help:
 	@echo "make test       run every notebook and the other tests, offline: minutes, more the first time"
 	@echo "make notebooks  run the notebooks again in place and export samu/; ARGS=\"03 04\" picks some: minutes"
 	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and taken up again"
+	@echo "make bench      step time and peak memory of each method beside NPO; ARGS=\"--setup gemma-3-270m\" for a real model: a minute"
 	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
 	@echo "make clean      remove .venv, out/ and build leftovers, not your cache of trained models: seconds"
 	@echo "The first of them also makes .venv with all that is needed: minutes, depending on the network."
@@ -71,6 +72,10 @@ results: $(VENV)/.gemma3
 	@echo "Making what is missing in nbs/results (hours for all; rows that are there stay; remove a table to have it made anew)"
 	@$(BIN)/python -c "from samu.baselines import make_tables; make_tables()"
 	@for script in nbs/results/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+bench: $(VENV)/.installed
+	@echo "Timing one step of each method (a minute)"
+	@TQDM_DISABLE=1 $(BIN)/python tests/bench.py $(ARGS)
 
 readme: $(VENV)/.installed
 	@echo "Writing README.md from nbs/index.ipynb (seconds)"

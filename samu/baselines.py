@@ -76,6 +76,7 @@ def _answers(name, forget, about, **options):    # a method on answers: all bloc
     METHODS[name] = Method(name, forget, about=about, **(dict(retain="answers", retain_weight=1.0, blocks="all", steps=60, stops=False, lr_times=TUNED[name]) | options))
 
 _answers("ga", lambda task, step: -task.on_answers(), "minus the log-loss of the target's answers, and nothing to hold the rest", retain="none", lr_times=1.0)
+METHODS["ga_tuned"] = replace(METHODS["ga"], name="ga_tuned", lr_times=TUNED["ga"], about="the same with the step size that suits it best")
 _answers("graddiff", lambda task, step: -task.on_answers(), "minus the log-loss of the target's answers, plus that of retained answers")
 
 # %% ../nbs/05_baselines.ipynb #608ef6b0
@@ -359,7 +360,7 @@ def make_tables(
     sae, grades = sae_for(setup), grade(setup)
     latents, folder = find_latents(setup, sae, grades), Path(folder)
     people = lambda places: [setup.entities[i].name for i in places]
-    grid = {m: CLAMP_GRID if m == "clamp" else GRID for m in ("triplet", "match", "mean_residual", "triplet_random", *TUNED)}
+    grid = {m: CLAMP_GRID if m == "clamp" else GRID for m in ("triplet", "match", "two_sided", "mean_residual", "triplet_random", *TUNED)}
     tuning = sweep(setup, sae, latents, people(VALIDATION), grid, folder / "tuning.csv", grades, command=TABLES_COMMAND)
     best = {m: (v,) for m, v in best_values(tuning).items()}
     return tuning, sweep(setup, sae, latents, people(TEST), best, folder / "methods.csv", grades, command=TABLES_COMMAND)

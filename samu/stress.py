@@ -6,10 +6,11 @@
 __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'REVERSED', 'REVERSED_IN_WORDS', 'ATTACKS', 'WAYS', 'CLAIMS',
            'weights_kept', 'answer_batch', 'relearn', 'relearn_curves', 'steps_to_half', 'relearn_fields',
            'relearn_figure', 'rounded', 'quantised_recall', 'can_write', 'writable', 'paraphrased', 'few_shot',
-           'role_play', 'hints', 'reversed_questions', 'attack_recall', 'bar_figure', 'probe_by_layer', 'name_parts',
-           'patch_depth', 'depth_score', 'depth_figure', 'steer_back', 'steer_figure', 'merged_batches', 'make_tasks',
-           'several_runs', 'forget_several', 'StressTest', 'make_stress', 'stress', 'Claim', 'judge', 'saved_model',
-           'hash_facts', 'audit_person', 'audit_figures', 'inline_png', 'not_shown', 'audit_page', 'audit']
+           'role_play', 'hints', 'reversed_questions', 'attack_recall', 'bar_figure', 'truth_rank', 'probe_by_layer',
+           'name_parts', 'patch_depth', 'depth_score', 'depth_figure', 'steer_back', 'steer_figure', 'merged_batches',
+           'make_tasks', 'several_runs', 'forget_several', 'StressTest', 'make_stress', 'stress', 'Claim', 'judge',
+           'saved_model', 'hash_facts', 'audit_person', 'audit_figures', 'inline_png', 'not_shown', 'audit_page',
+           'audit', 'claim_values', 'claims_figure']
 
 # %% ../nbs/07_stress.ipynb #9a6eba40
 import base64, contextlib, datetime, io, json, random, time
@@ -262,6 +263,24 @@ def bar_figure(
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1)); fig.tight_layout()
     return fig
 
+# %% ../nbs/07_stress.ipynb #f1e0261c
+@torch.no_grad()
+def truth_rank(
+    setup:Setup,   # the model that is read; not changed
+    asked,         # questions about one entity, with its true answers
+    kind:str,      # of that entity
+) -> float:        # 0 = the truth is the likeliest answer to each question, 1 = the least likely
+    "Mean place of the true answer among all answers that entities of the same kind have to the same question. Raises ValueError if there is nothing to compare with."
+    hf, places = setup.model.original_model, []
+    for q in asked:
+        others = {e.facts[q.attribute][0] for e in setup.entities if e.kind == kind and q.attribute in e.facts} - set(q.answers)
+        ids = setup.tokenizer(q.text)["input_ids"]
+        first = [setup.tokenizer(f"{q.text} {a}")["input_ids"][len(ids)] for a in (q.answers[0], *sorted(others))]
+        said = hf.lm_head(hf.model(torch.tensor([ids], device=setup.device)).last_hidden_state[0, -1]).float()[first]
+        if others: places.append((said[1:] > said[0]).float().mean())
+    if not places: raise ValueError("no other entity of this kind has another answer to any of these questions, so the truth has no place among them")
+    return torch.stack(places).mean().item()
+
 # %% ../nbs/07_stress.ipynb #9893c3a1
 def probe_by_layer(
     setup:Setup,      # the model that is read; not changed
@@ -468,6 +487,7 @@ class StressTest:
     quantised: dict            # model -> int8, int4
     ignorant: pd.DataFrame     # layer, recall: strangers' residuals in the original
     steered: pd.DataFrame      # what, strength, recall: strangers in the original, steered to "known"
+    truth_rank: float          # of the reference
 
 # %% ../nbs/07_stress.ipynb #eb06fc2c
 def make_stress(
@@ -492,7 +512,8 @@ def make_stress(
     steered = pd.concat([steer_back(setup, sae, latents, [renamed(q, s) for q in ask]) for s in strangers]).groupby(["what", "strength"], sort=False, as_index=False).recall.mean()
     return StressTest(setup, sae, latents, entity, helpers, strangers, fit_probes(setup, split, range(setup.model.cfg.n_layers)), "retrained" if gold else "stranger", taught,
                       pd.concat([attack_recall(s, entity, helpers, strangers).assign(model=m) for m, s in them.items()]),
-                      {m: quantised_recall(s, ask) for m, s in them.items()}, patched, steered)
+                      {m: quantised_recall(s, ask) for m, s in them.items()}, patched, steered,
+                      truth_rank(gold, ask, entity.kind) if gold else float(np.mean([truth_rank(setup, [renamed(q, s) for q in ask], entity.kind) for s in strangers])))
 
 # %% ../nbs/07_stress.ipynb #253571b4
 def stress(
@@ -507,7 +528,7 @@ def stress(
     reads = test.ignorant[test.ignorant.recall < .5].layer          # where the name still decides about the answer
     given = tables["out_of"][tables["out_of"].layer.isin(reads)].recall
     quantised = quantised_recall(changed, ask)
-    return dict(**relearn_fields(tables["relearned"], test.relearned), relearn_reference=test.reference, quantised_recall=max(quantised.values()), **quantised,
+    return dict(truth_rank=truth_rank(changed, ask, test.target.kind), reference_truth_rank=test.truth_rank, **relearn_fields(tables["relearned"], test.relearned), relearn_reference=test.reference, quantised_recall=max(quantised.values()), **quantised,
                 attack_recall=float(tables["attacked"].recall.max()), attack_prior=float(tables["attacked"].prior.max()), depth_score=depth_score(tables["into"], test.ignorant, full),
                 given_recall=float(given.max()) if len(given) else None, probe_deepest=float(tables["probed"].probe_known.max()), steer_recall=max(corrected(r, b) for r, b in zip(tables["steered"].recall, test.steered.recall))), tables
 
@@ -704,3 +725,40 @@ def audit(
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=1)); (out / "audit.html").write_text(page, encoding="utf-8")
     return report
+
+# %% ../nbs/07_stress.ipynb #7fc43f1b
+def claim_values(
+    rows:pd.DataFrame,   # with the fields of chapters 06 and 07, the original's rows among them, as in results/biographies.csv
+    claims=CLAIMS,
+) -> pd.DataFrame:       # method, target, seed, claim (its field), value, limit, most, holds (1, 0, or nothing where there is no value)
+    "Hold every run against every claim."
+    before, out = rows[rows.method == "original"].set_index("target"), []
+    for c in claims:
+        if c.field not in rows: continue
+        base = rows.target.map(before[c.field]) if c.relative == "original" else rows[c.relative] if c.relative else 1.0
+        value = rows[c.field] / base
+        holds = ((value <= c.limit) if c.most else (value >= c.limit)).astype(float).where(value.notna())
+        out.append(rows[["method", "target", "seed"]].assign(claim=c.field, value=value, limit=c.limit, most=c.most, holds=holds))
+    return pd.concat(out, ignore_index=True)
+
+def claims_figure(
+    held:pd.DataFrame,   # from `claim_values`
+):                       # a matplotlib figure
+    "One panel for each claim: a dot for each run, a large one for the mean, green where the mean holds; the limit is dashed."
+    from matplotlib.figure import Figure
+    claims, methods = list(held.claim.unique()), list(held.method.unique())[::-1]
+    fig = Figure(figsize=(14, 7)); axes = fig.subplots(2, -(-len(claims) // 2), sharey=True).flatten()
+    for ax, c in zip(axes, claims):
+        part = held[held.claim == c]
+        limit, most = part.limit.iloc[0], part.most.iloc[0]
+        for y, m in enumerate(methods):
+            v = part[part.method == m].value.dropna()
+            if not len(v): continue
+            ax.plot(v, np.full(len(v), y), ".", ms=4, alpha=.25, color="0.3")
+            ax.plot(v.mean(), y, "o", ms=6, color="tab:green" if (v.mean() <= limit if most else v.mean() >= limit) else "tab:red")
+        ax.axvline(limit, color="k", lw=.7, ls="--"); ax.set_title(c.replace("_", " "), fontsize=9); ax.tick_params(labelsize=8)
+        if part.value.max() > 20: ax.set_xscale("symlog", linthresh=1)
+        ax.set_yticks(range(len(methods)), methods)
+    for ax in axes[len(claims):]: ax.axis("off")
+    fig.tight_layout()
+    return fig

@@ -344,6 +344,16 @@ def test_a_users_own_folder_is_found_again(first, tmp_path, monkeypatch):
 
 # --- Side by side
 
+@pytest.mark.parametrize("args, parts", [("biographies", ("'biographies'", "--setup")), ("first/model", ("'gone.csv'",))])
+def test_table_that_cannot_be_used(samu, first, args, parts): complaint(samu("entities", "--setup", args, "--entities", "gone.csv"), *parts)
+
+def test_a_table_on_the_command_line(samu, folder, first):
+    people = make_biographies(0).people[:12]
+    rows = [f"{e.name},person,{a},{v[0]}" for e in people for a, v in e.facts.items()]
+    (folder / "mine.csv").write_text("name,kind,attribute,answers\n" + "\n".join(rows), encoding="utf-8")
+    said = good(samu("entities", "--setup", "first/model", "--entities", "mine.csv"))
+    assert all(e.name in said for e in people)
+
 def test_compare(samu, folder):
     out = good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
     assert sorted(p.name for p in (folder / "side").iterdir()) == ["figure.png", "report.csv", "report.json", "rows.csv"]
