@@ -757,7 +757,7 @@ def claims_figure(
             ax.plot(v, np.full(len(v), y), ".", ms=4, alpha=.25, color="0.3")
             ax.plot(v.mean(), y, "o", ms=6, color="tab:green" if (v.mean() <= limit if most else v.mean() >= limit) else "tab:red")
         ax.axvline(limit, color="k", lw=.7, ls="--"); ax.set_title(c.replace("_", " "), fontsize=9); ax.tick_params(labelsize=8)
-        if part.value.max() > 20: ax.set_xscale("symlog", linthresh=1)
+        if part.value.max() > 20 and part.value.min() > 0: ax.set_xscale("log"); ax.xaxis.get_major_locator().set_params(numticks=4)
         ax.set_yticks(range(len(methods)), methods)
     for ax in axes[len(claims):]: ax.axis("off")
     fig.tight_layout()
