@@ -19,7 +19,7 @@ from .entities import Question, Split, is_right, make_biographies, questions
 from .models import (BIOGRAPHIES_RECIPE, Setup, answer, biographies_model, load_setup, original_answers, perplexity, recall, residuals_by_layer, threads_for, wrap)
 from .saes import pre_activations, sae_for
 from .latents import Latents, few_prompts, find_latents, grade, read_names, separation_scores, split_for
-from .unlearning import Unlearned, aim_for, make_task, namesakes, samu_version, save_model, text_batches, unlearn, versions
+from .unlearning import Unlearned, aim_for, make_task, namesakes, samu_version, save_model, text_batches, unlearn, unlearn_once, versions
 from .baselines import METHODS, method_named, write_rows
 
 # %% ../nbs/06_evaluation.ipynb #a9c660d4
@@ -237,10 +237,11 @@ def evaluate(
     ref:Reference,          # from `make_reference`
     method:str,             # the name of the row
     done:Unlearned=None,    # from `unlearn`, for seconds, step_ms and peak_mb
+    cached:bool=False,      # answers that this very model gave before are taken from the cache, and new ones are kept there
 ) -> dict:                  # one report row
     "Measure the model that the reference's setup holds now. Fields as defined in this chapter."
     setup, split, first = ref.setup, ref.split, ref.original
-    def say(asked, note): return answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress=f"{method}: {note}") if first else original_answers(setup, asked, f"{method}: {note}")
+    def say(asked, note): return answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress=f"{method}: {note}") if first and not cached else original_answers(setup, asked, f"{method}: {note}")
     target_says = say(ref.target_q, "target")
     target_recall, prior = recall(target_says, ref.target_q), recall(say(ref.prior_q, "default guess"), ref.prior_q)
     retain, ppl = recall(say(ref.retain_q, "neighbours"), ref.retain_q), perplexity(setup.model, setup.tokenizer, setup.ordinary["score"])
@@ -270,6 +271,7 @@ def compare(
     seed:int=0,                                    # of the loop
     keep:str=None,                                 # this method's model stays in the setup at the end; the original if None
     gold=(),                                       # setups from `retrained`, for gold_kl
+    cached:bool=False,                             # runs and answers that were made before are taken from the cache, and new ones are kept there
     **options,                                     # passed to `unlearn`
 ) -> tuple:                                        # (list of report rows, the original first; name -> `Unlearned`; the `Reference`; name -> the target's pre-activations)
     "Run several methods on one target and measure each. The setup's model is the original again after each method, except after `keep`."
@@ -279,8 +281,8 @@ def compare(
         task = make_task(setup, sae, latents, target, grades, seed=seed)
         rows, runs, places = [ref.original], {}, {"original": place()}
         for name in sorted(methods, key=lambda m: m == keep):
-            runs[name] = unlearn(task, name, seed=seed, **options)
-            rows.append(evaluate(ref, name, runs[name]))
+            runs[name] = (unlearn_once if cached else unlearn)(task, name, seed=seed, **options)
+            rows.append(evaluate(ref, name, runs[name], cached))
             places[name] = place()
             if name != keep: runs[name].restore(setup)
     order = ["original", *methods]

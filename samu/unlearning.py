@@ -9,12 +9,12 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training', 'texts_to_keep',
            'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance',
            'peak_memory', 'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings', 'history_table',
-           'Progress', 'start_progress', 'look', 'finished', 'run_loop', 'unlearn', 'history_figure', 'Injection',
-           'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'versions', 'samu_version',
-           'save_model']
+           'Progress', 'start_progress', 'look', 'new_key', 'finished', 'run_loop', 'unlearn', 'history_figure',
+           'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'versions',
+           'samu_version', 'save_model', 'run_key', 'unlearn_once']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
-import contextlib, hashlib, json, platform, time
+import contextlib, hashlib, json, os, platform, time
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from .entities import Question, questions
-from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, config_key, edit_residual, load_setup, name_batches, name_tokens, new_folder, plain_name, recall, residual_after, threads_for, unwrap
+from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, load_setup, name_batches, name_tokens, new_folder, plain_name, recall, residual_after, threads_for, unwrap
 from .saes import pre_activations, sae_for
 from .latents import Latents, answer_edited, find_latents, grade, renamed, split_for
 
@@ -171,7 +171,7 @@ def residual_retain(
 ) -> Tensor:       # [], 1 = as far off as one residual is from another
     "Mean squared distance from the frozen residuals at the site, on every token but the first, each coordinate in its own spread."
     h = setup.model(batch.ids, stop_at_layer=setup.layer + 1)[:, 1:]
-    return ((h.float() - batch.frozen.float()).pow(2) / aim.scale).mean()
+    return ((h.float() - batch.frozen.float()).pow(2).mean((0, 1)) / aim.scale).mean()      # means first: one tensor of the batch's size less
 
 def answer_loss(
     setup:Setup, batch:TextBatch,
@@ -400,6 +400,7 @@ class Unlearned:
     original: dict = field(repr=False, default_factory=dict)  # name -> the trained weights as they were
     changed: dict = field(repr=False, default_factory=dict)   # name -> the trained weights as they became
     keys: tuple = ("", "")  # the setup's cache key before and after: a changed model must not find, or leave, the original's answers in the cache
+    moments: dict = field(repr=False, default_factory=dict)   # the optimiser's running means, for a run that goes on from here
 
     def _put(self, setup, weights, key):
         put_weights(trained_parameters(setup, self.settings["blocks"], self.settings["weights"]), weights); setup.key = key
@@ -526,6 +527,7 @@ class Progress:
 def start_progress(
     setup:Setup,
     use:dict,      # from `loop_settings`
+    moments=None,  # of an earlier run that trained the same weights
 ) -> Progress:
     "Switch on gradients of the weights to be trained, and make their optimiser."
     trained = trained_parameters(setup, use["blocks"], use["weights"])
@@ -533,6 +535,7 @@ def start_progress(
     own = [p.requires_grad_(True) for p in trained.values()]
     parameters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True) for p in own]
     optimizer = torch.optim.AdamW(parameters, lr=use["lr"], weight_decay=0.0)
+    if moments: optimizer.load_state_dict(optimizer.state_dict() | dict(state=moments))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / 5) * (1 - 0.9 * i / use["steps"]))
     if setup.device.type == "cuda": torch.cuda.reset_peak_memory_stats(setup.device)
     return Progress(trained, original, own, parameters, optimizer, schedule)
@@ -550,17 +553,24 @@ def look(
     progress.calm = progress.calm + 1 if step and progress.looks[step] <= stop_at else 0
     return progress.calm >= 2
 
+def new_key(
+    setup:Setup,
+    changed:dict,  # name -> the trained weights as they became
+) -> tuple:        # the setup's cache key before and after
+    "The setup gets a new cache key, since its model is another one now."
+    before, setup.key = setup.key, config_key(dict(key=setup.key, weights=weights_hash(changed)))
+    return before, setup.key
+
 def finished(
     task:Task, method:Method, progress:Progress,
     settings:dict,   # everything that shaped the result
     seconds:float,
 ) -> Unlearned:
-    "What a run leaves behind. The setup gets a new cache key, since its model is another one now."
-    setup, key = task.setup, task.setup.key
+    "What a run leaves behind."
     changed = {k: p.detach().clone() for k, p in progress.trained.items()}
-    setup.key = config_key(dict(key=key, weights=weights_hash(changed)))
     return Unlearned(method.name, task.target.name, settings, history_table(progress.losses, progress.looks), seconds, 1000 * sorted(progress.times)[len(progress.times) // 2],
-                     peak_memory(setup.device), progress.original, changed, (key, setup.key))
+                     peak_memory(task.setup.device), progress.original, changed, new_key(task.setup, changed), progress.optimizer.state_dict()["state"])
+
 
 # %% ../nbs/04_unlearning.ipynb #460321b3
 def run_loop(
@@ -598,6 +608,7 @@ def unlearn(
     stop_at:float=None,        # the rule: D_U on validation prompts at most this, twice in a row; likewise (0.3)
     seed:int=0,                # of the order of retain batches
     watch=None,                # called with (step, task) at every look
+    moments=None,              # of the optimiser, from an earlier `Unlearned` with the same trained weights: Adam's first steps without them are as large as the step size for every weight, whether it matters or not
 ) -> Unlearned:
     "Make the setup's model forget the task's target. Changes the model in place; if it is interrupted, the model is as it was."
     import random
@@ -607,7 +618,7 @@ def unlearn(
     retain_batches_of(task, method)                      # complains now, not in the middle
     if method.prepare:
         with torch.no_grad(): method.prepare(task)
-    progress = start_progress(setup, use)
+    progress = start_progress(setup, use, moments)
     look(task, progress, 0, use["stop_at"], watch)
     run_loop(task, method, progress, use, random.Random(seed), watch)
     return finished(task, method, progress, dict(use, seed=seed, retain=method.retain, steps_taken=len(progress.losses)), time.perf_counter() - start)
@@ -690,10 +701,11 @@ def both_retain(
     row, column = batch.row[batch.turn % every::every], batch.column[batch.turn % every::every]
     batch.turn += 1
     site, out = final_hidden(setup, batch.ids)
-    moved = ((site[:, 1:].float() - batch.frozen.float()).pow(2) / aim.scale).mean()
-    with torch.no_grad(): was = hf.lm_head(batch.final[row, column]).float().log_softmax(-1)
-    now = hf.lm_head(out[row, column]).float().log_softmax(-1)
-    return moved + F.kl_div(now, was, reduction="none", log_target=True).sum(-1).mean()
+    moved = ((site[:, 1:].float() - batch.frozen.float()).pow(2).mean((0, 1)) / aim.scale).mean()
+    with torch.no_grad():
+        was = hf.lm_head(batch.final[row, column]).float().softmax(-1)
+        entropy = torch.special.entr(was).sum(-1).mean()
+    return moved + F.cross_entropy(hf.lm_head(out[row, column]).float(), was) - entropy      # KL as cross-entropy less entropy: fewer tensors of the vocabulary's size than kl_div needs
 
 def note_recall(task:Task):
     "What `two_sided` needs of the frozen model: the target's residuals in its questions, and what the head reads in retained texts."
@@ -740,3 +752,38 @@ def save_model(
         with torch.no_grad(): difference = (again(ids).logits - hf(ids).logits).abs().max().item()
         if difference > 1e-4: raise ValueError(f"the saved model's logits differ by {difference:.1e} from those in memory; nothing was saved")
     return folder
+
+# %% ../nbs/04_unlearning.ipynb #9efe5347
+def run_key(
+    task:Task, method:Method,
+    use:dict,    # settings
+) -> str:        # ten hexadecimal digits
+    "A name for a run: model, task, method, settings, versions, and the text of this package."
+    here = Path(__import__("samu").__file__).parent
+    inputs = {f"forget {i}": b.ids for i, b in enumerate(task.forget)} | {f"stranger {i}": w.stranger for i, w in enumerate(task.before)} | {f"retain {i}": b.ids for i, b in enumerate(task.retain)}
+    return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
+                           versions=versions(), code=[hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(here.glob("*.py"))]))
+
+def unlearn_once(
+    task:Task,          # from `make_task`
+    method="triplet",   # a `Method`, or the name of one
+    seed:int=0,         # of the order of retain batches
+    **options,          # as in `unlearn`; no `watch`
+) -> Unlearned:
+    "`unlearn`, or the same run from the cache. Changes the model in place."
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    setup, method = task.setup, method_named(method) if isinstance(method, str) else method
+    use = loop_settings(setup, method, options)
+    file = cache_folder("runs") / f"{run_key(task, method, dict(use, seed=seed))}.safetensors"
+    if not file.is_file():
+        done = unlearn(task, method, seed=seed, **options)
+        card = dict(settings=done.settings, history=done.history.to_dict("list"), seconds=done.seconds, step_ms=done.step_ms, peak_mb=done.peak_mb)
+        draft = file.with_suffix(f".{os.getpid()}"); save_file({k: v.cpu().contiguous() for k, v in done.changed.items()}, draft, {"run": json.dumps(card)}); draft.replace(file)
+        return done
+    with safe_open(file, "pt", device=str(setup.device)) as f: card, changed = json.loads(f.metadata()["run"]), {k: f.get_tensor(k) for k in f.keys()}
+    trained = trained_parameters(setup, use["blocks"], use["weights"])
+    original = {k: p.detach().clone() for k, p in trained.items()}
+    put_weights(trained, changed)
+    return Unlearned(method.name, task.target.name, card["settings"], pd.DataFrame(card["history"]), card["seconds"], card["step_ms"], card["peak_mb"], original, changed, new_key(setup, changed))
+
