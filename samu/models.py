@@ -630,7 +630,7 @@ def load_gemma3(
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,
                  reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
 
-GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=4, passing=12)  # chapter 08 says why
+GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12)  # chapter 08 says why
 
 # %% ../nbs/01_models.ipynb #eecbf9a9
 def ordinary_prose() -> dict:  # "loss" and "score" -> paragraphs

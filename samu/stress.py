@@ -9,8 +9,8 @@ __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'REVERSED', 'REV
            'role_play', 'hints', 'reversed_questions', 'attack_recall', 'bar_figure', 'truth_rank', 'probe_by_layer',
            'name_parts', 'patch_depth', 'depth_score', 'depth_figure', 'steer_back', 'steer_figure', 'merged_batches',
            'make_tasks', 'without_names', 'several_runs', 'forget_several', 'StressTest', 'make_stress', 'stress',
-           'Claim', 'judge', 'saved_model', 'hash_facts', 'audit_person', 'audit_figures', 'inline_png', 'not_shown',
-           'audit_page', 'audit', 'claim_values', 'claims_figure']
+           'Claim', 'within', 'judge', 'saved_model', 'hash_facts', 'audit_person', 'audit_figures', 'inline_png',
+           'not_shown', 'audit_page', 'audit', 'claim_values', 'claims_figure']
 
 # %% ../nbs/07_stress.ipynb #9a6eba40
 import base64, contextlib, datetime, io, json, random, time
@@ -585,6 +585,14 @@ CLAIMS = [
 ]
 
 # %% ../nbs/07_stress.ipynb #ca9a5fed
+def within(
+    value,      # a number, or a column of them
+    limit,
+    most:bool,  # whether the limit is an upper one
+):
+    "Whether a number keeps to its limit; of a column, each."
+    return value <= limit if most else value >= limit
+
 def judge(
     claim:Claim,
     fields:dict,      # of the unlearned model
@@ -595,7 +603,7 @@ def judge(
     show = lambda x: "not measured" if x is None else f"{x:.5f}" if 0 < abs(x) < .01 else f"{x:.2f}" if abs(x - round(x, 2)) < 1e-9 else f"{x:.3f}"
     value, base = fields.get(claim.field), original.get(claim.field) if claim.relative == "original" else fields.get(claim.relative) if claim.relative else 1.0
     limit = None if base is None else claim.limit * base
-    verdict = "none" if value is None or limit is None else "pass" if (value <= limit if claim.most else value >= limit) else "fail"
+    verdict = "none" if value is None or limit is None else "pass" if within(value, limit, claim.most) else "fail"
     known = [f"{name}: {show(source[claim.field])}" for name, source in (("the original", original), ("the reference", reference)) if source.get(claim.field) is not None]
     if claim.relative and claim.relative != "original" and base is not None: known.append(f"floor: {show(base)}")
     word = dict(none="not shown", fail="does not hold")
@@ -759,7 +767,7 @@ def claim_values(
         if c.field not in rows: continue
         base = rows.target.map(before[c.field]) if c.relative == "original" else rows[c.relative] if c.relative else 1.0
         value = rows[c.field] / base
-        holds = ((value <= c.limit) if c.most else (value >= c.limit)).astype(float).where(value.notna())
+        holds = within(value, c.limit, c.most).astype(float).where(value.notna())
         out.append(rows[["method", "target", "seed"]].assign(claim=c.field, value=value, limit=c.limit, most=c.most, holds=holds))
     return pd.concat(out, ignore_index=True)
 
@@ -777,7 +785,7 @@ def claims_figure(
             v = part[part.method == m].value.dropna()
             if not len(v): continue
             ax.plot(v, np.full(len(v), y), ".", ms=4, alpha=.25, color="0.3")
-            ax.plot(v.mean(), y, "o", ms=6, color="tab:green" if (v.mean() <= limit if most else v.mean() >= limit) else "tab:red")
+            ax.plot(v.mean(), y, "o", ms=6, color="tab:green" if within(v.mean(), limit, most) else "tab:red")
         ax.axvline(limit, color="k", lw=.7, ls="--"); ax.set_title(c.replace("_", " "), fontsize=9); ax.tick_params(labelsize=8)
         if part.value.max() > 20 and part.value.min() > 0: ax.set_xscale("log"); ax.xaxis.get_major_locator().set_params(numticks=4)
         ax.set_yticks(range(len(methods)), methods)

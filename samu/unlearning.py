@@ -10,8 +10,8 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance',
            'peak_memory', 'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings', 'history_table',
            'Progress', 'start_progress', 'look', 'new_key', 'finished', 'run_loop', 'unlearn', 'history_figure',
-           'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'versions',
-           'samu_version', 'save_model', 'run_key', 'unlearn_once']
+           'versions', 'samu_version', 'run_key', 'unlearn_once', 'Injection', 'injections_for', 'final_hidden',
+           'recall_loss', 'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, hashlib, json, os, platform, time
@@ -332,7 +332,7 @@ def make_task(
     grades=None,            # from `grade`
     aim:Aim=None,           # another aim, e.g. with random latents
     stranger=None,          # the unknown `Entity` whose place the target takes; `pick_stranger` chooses if None
-    retain_texts:int=1200,  # texts that hold the model in place; as many of each of four sorts, as far as there are
+    retain_texts:int=None,  # texts that hold the model in place; as many of each of four sorts, as far as there are; the setup's default (1200)
     seed:int=0,             # of the choice of retain texts
 ) -> Task:
     "Prepare to forget one entity. Only prompts and names of the loss part are used. Raises ValueError for a target that is not known."
@@ -346,7 +346,7 @@ def make_task(
     forget, _ = name_batches(setup.tokenizer, where)
     validate, _ = name_batches(setup.tokenizer, [q for q in asked if q.text == held[q.attribute]], device=setup.device)
     before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, [q for q in train if q.attribute in split.target.facts]))
-    keep = texts_to_keep(setup, split, retain_texts // 4, rng)
+    keep = texts_to_keep(setup, split, (setup.training.get("retain_texts", 1200) if retain_texts is None else retain_texts) // 4, rng)
     train, size = [q for q in train if q.attribute in split.target.facts], setup.training.get("batch_tokens", 400)
     return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
                 text_batches(setup, [(q.text, q.answers[0]) for q in train], keep_frozen=False),
@@ -637,6 +637,51 @@ def history_figure(
     right.set(xlabel="step", yscale="log", title="distance (1 = an ordinary unknown name)"); fig.tight_layout()
     return fig
 
+# %% ../nbs/04_unlearning.ipynb #a6dfb158
+def versions() -> dict:  # package -> version
+    "The versions that a result depends on."
+    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "transformer-lens", "sae-lens")}}
+
+def samu_version() -> str: 
+    "This package's version."
+    from samu import __version__
+    return __version__
+
+# %% ../nbs/04_unlearning.ipynb #9efe5347
+def run_key(
+    task:Task, method:Method,
+    use:dict,    # settings
+) -> str:        # ten hexadecimal digits
+    "A name for a run: model, task, method, settings, versions, and the text of this package."
+    here = Path(__import__("samu").__file__).parent
+    inputs = {f"forget {i}": b.ids for i, b in enumerate(task.forget)} | {f"stranger {i}": w.stranger for i, w in enumerate(task.before)} | {f"retain {i}": b.ids for i, b in enumerate(task.retain)}
+    return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
+                           versions=versions(), code=[hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(here.glob("*.py"))]))
+
+def unlearn_once(
+    task:Task,          # from `make_task`
+    method="triplet",   # a `Method`, or the name of one
+    seed:int=0,         # of the order of retain batches
+    **options,          # as in `unlearn`; no `watch`
+) -> Unlearned:
+    "`unlearn`, or the same run from the cache. Changes the model in place."
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    setup, method = task.setup, method_named(method) if isinstance(method, str) else method
+    use = loop_settings(setup, method, options)
+    file = cache_folder("runs") / f"{run_key(task, method, dict(use, seed=seed))}.safetensors"
+    if not file.is_file():
+        done = unlearn(task, method, seed=seed, **options)
+        card = dict(settings=done.settings, history=done.history.to_dict("list"), seconds=done.seconds, step_ms=done.step_ms, peak_mb=done.peak_mb)
+        draft = file.with_suffix(f".{os.getpid()}"); save_file({k: v.cpu().contiguous() for k, v in done.changed.items()}, draft, {"run": json.dumps(card)}); draft.replace(file)
+        return done
+    with safe_open(file, "pt", device=str(setup.device)) as f: card, changed = json.loads(f.metadata()["run"]), {k: f.get_tensor(k) for k in f.keys()}
+    trained = trained_parameters(setup, use["blocks"], use["weights"])
+    original = {k: p.detach().clone() for k, p in trained.items()}
+    put_weights(trained, changed)
+    return Unlearned(method.name, task.target.name, card["settings"], pd.DataFrame(card["history"]), card["seconds"], card["step_ms"], card["peak_mb"], original, changed, new_key(setup, changed))
+
+
 # %% ../nbs/04_unlearning.ipynb #09162fbf
 @dataclass
 class Injection:
@@ -718,16 +763,6 @@ RETAIN_LOSSES["both"] = ("retain", lambda task, batch: both_retain(task.setup, b
 METHODS["two_sided"] = Method("two_sided", lambda task, step: 0.3 * task.at_site(_recognition) + recall_loss(task, step), retain="both", retain_weight=100.0, blocks="all", weights="mlp",
                               steps=150, lr_times=0.5, stops=False, prepare=note_recall, about="ours: triplet + match at the site, and no recall above it even from the original residuals; residuals and distributions kept")
 
-# %% ../nbs/04_unlearning.ipynb #a6dfb158
-def versions() -> dict:  # package -> version
-    "The versions that a result depends on."
-    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "transformer-lens", "sae-lens")}}
-
-def samu_version() -> str: 
-    "This package's version."
-    from samu import __version__
-    return __version__
-
 # %% ../nbs/04_unlearning.ipynb #a2ccde86
 def save_model(
     setup:Setup,        # with the unlearned model
@@ -752,38 +787,3 @@ def save_model(
         with torch.no_grad(): difference = (again(ids).logits - hf(ids).logits).abs().max().item()
         if difference > 1e-4: raise ValueError(f"the saved model's logits differ by {difference:.1e} from those in memory; nothing was saved")
     return folder
-
-# %% ../nbs/04_unlearning.ipynb #9efe5347
-def run_key(
-    task:Task, method:Method,
-    use:dict,    # settings
-) -> str:        # ten hexadecimal digits
-    "A name for a run: model, task, method, settings, versions, and the text of this package."
-    here = Path(__import__("samu").__file__).parent
-    inputs = {f"forget {i}": b.ids for i, b in enumerate(task.forget)} | {f"stranger {i}": w.stranger for i, w in enumerate(task.before)} | {f"retain {i}": b.ids for i, b in enumerate(task.retain)}
-    return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
-                           versions=versions(), code=[hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(here.glob("*.py"))]))
-
-def unlearn_once(
-    task:Task,          # from `make_task`
-    method="triplet",   # a `Method`, or the name of one
-    seed:int=0,         # of the order of retain batches
-    **options,          # as in `unlearn`; no `watch`
-) -> Unlearned:
-    "`unlearn`, or the same run from the cache. Changes the model in place."
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-    setup, method = task.setup, method_named(method) if isinstance(method, str) else method
-    use = loop_settings(setup, method, options)
-    file = cache_folder("runs") / f"{run_key(task, method, dict(use, seed=seed))}.safetensors"
-    if not file.is_file():
-        done = unlearn(task, method, seed=seed, **options)
-        card = dict(settings=done.settings, history=done.history.to_dict("list"), seconds=done.seconds, step_ms=done.step_ms, peak_mb=done.peak_mb)
-        draft = file.with_suffix(f".{os.getpid()}"); save_file({k: v.cpu().contiguous() for k, v in done.changed.items()}, draft, {"run": json.dumps(card)}); draft.replace(file)
-        return done
-    with safe_open(file, "pt", device=str(setup.device)) as f: card, changed = json.loads(f.metadata()["run"]), {k: f.get_tensor(k) for k in f.keys()}
-    trained = trained_parameters(setup, use["blocks"], use["weights"])
-    original = {k: p.detach().clone() for k, p in trained.items()}
-    put_weights(trained, changed)
-    return Unlearned(method.name, task.target.name, card["settings"], pd.DataFrame(card["history"]), card["seconds"], card["step_ms"], card["peak_mb"], original, changed, new_key(setup, changed))
-
