@@ -24,6 +24,6 @@ setup(
     packages=find_packages(include=[settings["lib_name"], settings["lib_name"] + ".*"]),
     package_data={settings["lib_name"]: words("package_data")},
     python_requires=">=" + minimum, install_requires=words("requirements"),
-    extras_require={"dev": words("dev_requirements"), "gemma3": words("gemma3_requirements")},
+    extras_require={"dev": words("dev_requirements"), "gemma3": words("gemma3_requirements"), "lora": words("lora_requirements")},
     entry_points={"console_scripts": words("console_scripts")}, zip_safe=False,
 )

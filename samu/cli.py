@@ -161,7 +161,8 @@ def unlearn(
     steps:Annotated[Optional[int], typer.Option(help="at most so many steps", min=1)] = None,
     seed:Annotated[int, typer.Option(help="of the loop")] = 0,
     out:Annotated[Path, typer.Option(help="folder for the results")] = Path("out/unlearn"),
-    sae:Annotated[Optional[Path], typer.Option(help="folder of an SAE in SAELens' format; trained or taken from the cache if left out")] = None,
+    sae:Annotated[Optional[Path], typer.Option(help="folder of an SAE in SAELens' format or of Gemma Scope 2; trained or taken from the cache if left out")] = None,
+    lora_rank:Annotated[Optional[int], typer.Option(help="train adapters of this rank instead of whole matrices, and merge them; needs samu[lora]", min=1)] = None,
     table:Table = None,
 ):
     "Make a model forget one entity, measure the result, and save the model."
@@ -169,7 +170,7 @@ def unlearn(
     from samu.unlearning import method_named
     if objective: method_named(objective)
     loaded = load(setup, table)
-    forget_and_report(loaded, target, [objective or loaded.objective], out, seed, sae, steps=steps)
+    forget_and_report(loaded, target, [objective or loaded.objective], out, seed, sae, steps=steps, lora_rank=lora_rank)
 
 # %% ../nbs/12_cli.ipynb #85c44d95
 @app.command()

@@ -9,9 +9,9 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training', 'texts_to_keep',
            'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance',
            'peak_memory', 'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings', 'history_table',
-           'Progress', 'start_progress', 'look', 'new_key', 'finished', 'run_loop', 'unlearn', 'history_figure',
-           'versions', 'samu_version', 'run_key', 'unlearn_once', 'Injection', 'injections_for', 'final_hidden',
-           'recall_loss', 'both_retain', 'note_recall', 'save_model']
+           'add_adapters', 'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key', 'finished', 'run_loop',
+           'unlearn', 'history_figure', 'versions', 'samu_version', 'run_key', 'unlearn_once', 'Injection',
+           'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, hashlib, json, os, platform, time
@@ -484,7 +484,7 @@ def training_step(
     return forget.detach(), keep
 
 # %% ../nbs/04_unlearning.ipynb #356aab1b
-LOOP = dict(steps=100, lr=1e-3, retain_weight=20.0, retain_batches=3, blocks="site", weights="mlp", check_every=5, stop_at=0.3)
+LOOP = dict(steps=100, lr=1e-3, retain_weight=20.0, retain_batches=3, blocks="site", weights="mlp", check_every=5, stop_at=0.3, lora_rank=0)
 
 def loop_settings(
     setup:Setup, method:Method,
@@ -496,6 +496,7 @@ def loop_settings(
     use = LOOP | {k: v for k, v in setup.training.items() if k in LOOP} | own | {k: v for k, v in asked.items() if v is not None}
     if method.lr is None and asked.get("lr") is None: use["lr"] = use["lr"] * method.lr_times
     if use["steps"] < 1: raise ValueError(f"steps must be at least 1, not {use['steps']}")
+    if use["lora_rank"] < 0: raise ValueError(f"lora_rank must be 0 or more, not {use['lora_rank']}")
     return use
 
 def history_table(
@@ -508,6 +509,35 @@ def history_table(
     history = pd.concat([pd.DataFrame({"step": [0]}), history], ignore_index=True)
     history["distance"] = [looks.get(i) for i in history.step]
     return history
+
+# %% ../nbs/04_unlearning.ipynb #b7f22ba7
+def add_adapters(
+    setup:Setup,
+    trained:dict,   # from `trained_parameters`
+    rank:int,
+) -> list:          # the adapters' parameters
+    "Put LoRA adapters around the matrices among the trained weights. Raises ValueError without peft, or if there is no matrix."
+    try: from peft import LoraConfig, inject_adapter_in_model
+    except ImportError: raise ValueError("lora_rank needs the package peft: pip install 'samu[lora]'") from None
+    hf, matrices = setup.model.original_model, {id(p) for p in trained.values() if p.ndim == 2}
+    around = [name for name, m in hf.named_modules() if isinstance(m, torch.nn.Linear) and id(m.weight) in matrices]
+    if not around: raise ValueError("none of the trained weights is a matrix, so there is nothing to put adapters around; use lora_rank=0")
+    before = {id(p) for p in hf.parameters()}
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=around), hf)
+    return [p for p in hf.parameters() if id(p) not in before]
+
+def remove_adapters(
+    setup:Setup,
+    merge:bool,   # add them to the weights first
+):
+    "Take adapters off again; does nothing where there are none."
+    hf = setup.model.original_model
+    for name, m in list(hf.named_modules()):
+        if not type(m).__module__.startswith("peft."): continue          # not hasattr: TransformerLens' wrappers pass questions on to what they wrap
+        if merge: m.merge()
+        parent, _, leaf = name.rpartition(".")
+        setattr(hf.get_submodule(parent), leaf, m.get_base_layer())
+        m.get_base_layer().requires_grad_(False)
 
 # %% ../nbs/04_unlearning.ipynb #b74cbd45
 @dataclass
@@ -532,7 +562,7 @@ def start_progress(
     "Switch on gradients of the weights to be trained, and make their optimiser."
     trained = trained_parameters(setup, use["blocks"], use["weights"])
     original = {k: p.detach().clone() for k, p in trained.items()}
-    own = [p.requires_grad_(True) for p in trained.values()]
+    own = [p.requires_grad_(True) for p in (add_adapters(setup, trained, use["lora_rank"]) if use["lora_rank"] else trained.values())]
     parameters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True) for p in own]
     optimizer = torch.optim.AdamW(parameters, lr=use["lr"], weight_decay=0.0)
     if moments: optimizer.load_state_dict(optimizer.state_dict() | dict(state=moments))
@@ -590,7 +620,9 @@ def run_loop(
                 progress.schedule.step(); progress.times.append(time.perf_counter() - before)
                 if (step + 1) % every == 0 or step == steps - 1:
                     if look(task, progress, step + 1, use["stop_at"], watch) and method.stops: break
-    except BaseException: put_weights(progress.trained, progress.original); raise
+        remove_adapters(task.setup, merge=True)
+    except BaseException:
+        remove_adapters(task.setup, merge=False); put_weights(progress.trained, progress.original); raise
     finally:
         for p in progress.models_own: p.requires_grad_(False); p.grad = None
 
@@ -606,6 +638,7 @@ def unlearn(
     retain_batches:int=None,   # retain batches in each step; the setup's default (3)
     check_every:int=None,      # steps between two looks at the stopping rule; likewise (5)
     stop_at:float=None,        # the rule: D_U on validation prompts at most this, twice in a row; likewise (0.3)
+    lora_rank:int=None,        # train adapters of this rank instead of the matrices themselves; 0, the default: the matrices
     seed:int=0,                # of the order of retain batches
     watch=None,                # called with (step, task) at every look
     moments=None,              # of the optimiser, from an earlier `Unlearned` with the same trained weights: Adam's first steps without them are as large as the step size for every weight, whether it matters or not
@@ -614,7 +647,7 @@ def unlearn(
     import random
     setup, start = task.setup, time.perf_counter()
     method = method_named(method) if isinstance(method, str) else method
-    use = loop_settings(setup, method, dict(steps=steps, lr=lr, blocks=blocks, weights=weights, retain_weight=retain_weight, retain_batches=retain_batches, check_every=check_every, stop_at=stop_at))
+    use = loop_settings(setup, method, dict(steps=steps, lr=lr, blocks=blocks, weights=weights, retain_weight=retain_weight, retain_batches=retain_batches, check_every=check_every, stop_at=stop_at, lora_rank=lora_rank))
     retain_batches_of(task, method)                      # complains now, not in the middle
     if method.prepare:
         with torch.no_grad(): method.prepare(task)
