@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SPREAD', 'corrected', 'unknown_behaviour', 'alignment', 'percentile', 'name_pre_activations', 'UnknownTest',
            'fit_unknown_test', 'fit_probes', 'probe_known', 'reference_group', 'retrained', 'answer_distributions',
-           'answer_kl', 'gold_fields', 'Reference', 'make_reference', 'evaluate', 'compare', 'cloud_figure',
-           'ref_cloud', 'recall_by_type', 'compare_many', 'spread_table', 'plane_figure', 'write_report']
+           'answer_kl', 'gold_fields', 'Reference', 'enough_questions', 'make_reference', 'evaluate', 'compare',
+           'cloud_figure', 'ref_cloud', 'recall_by_type', 'compare_many', 'spread_table', 'plane_figure',
+           'write_report']
 
 # %% ../nbs/06_evaluation.ipynb #15a6133a
 import csv, json, time
@@ -213,6 +214,20 @@ class Reference:
     original: dict = field(default_factory=dict)   # the original model's own row
 
 # %% ../nbs/06_evaluation.ipynb #f725e735
+def enough_questions(
+    entities,
+    prompts,          # those of the setup
+    prompts_each=None,# for each attribute; all if None
+    least:int=0,      # more for each attribute, until there are so many questions, or no more prompts
+) -> list:            # of `Question`
+    "Scoring questions about some entities: enough of them that one answer more or less does not decide."
+    asked = questions(entities, few_prompts(prompts, prompts_each))
+    while prompts_each and len(asked) < least:
+        prompts_each, before = prompts_each + 1, len(asked)
+        asked = questions(entities, few_prompts(prompts, prompts_each))
+        if len(asked) == before: break
+    return asked
+
 def make_reference(
     setup:Setup, sae, latents:Latents,
     target:str,              # who is to be forgotten
@@ -227,7 +242,7 @@ def make_reference(
     entities, few = entities or setup.scoring.get("entities", 40), few_prompts(setup.prompts, prompts_each or setup.scoring.get("prompts_each"))
     known = _some(split.held_out, 3 * entities)
     ref = Reference(setup, sae, latents, split, questions([split.target], setup.prompts), questions(namesakes(setup, split.target, split.held_out) or _some(same_kind, 12), setup.prompts, facts=split.target.facts),
-                    questions(_some(known, entities), few), questions(_some(split.others, entities), few), questions(_some(split.unknown_score, entities), few),
+                    enough_questions(_some(known, entities), setup.prompts, prompts_each or setup.scoring.get("prompts_each"), setup.scoring.get("neighbour_questions", 0)), questions(_some(split.others, entities), few), questions(_some(split.unknown_score, entities), few),
                     fit_unknown_test(setup, sae, split), fit_probes(setup, split), tuple(gold))
     ref.original = evaluate(ref, "original")
     return ref

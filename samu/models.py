@@ -628,9 +628,9 @@ def load_gemma3(
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or pick_dtype(device), local_files_only=True)
     return Setup("gemma-3-270m", wrap(hf, tokenizer, device), tokenizer, layer=9, entities=entities, unknown=invented_for(entities, tokenizer, seed=seed), prompts=prompts,
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,
-                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
+                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2, neighbour_questions=120), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
 
-GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12)  # chapter 08 says why
+GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12, share=0.8)  # chapter 08 says why
 
 # %% ../nbs/01_models.ipynb #eecbf9a9
 def ordinary_prose() -> dict:  # "loss" and "score" -> paragraphs
@@ -687,7 +687,7 @@ def load_folder(
     return Setup(str(folder), wrap(hf, tokenizer, device), tokenizer, layer=max(1, blocks // 2) if blocks > 4 else 1, entities=known,
                  unknown=invented_for(known, tokenizer, seed=seed or 0), prompts=asked, ordinary=ordinary_prose(), seed=seed or 0,
                  key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in known]}), folder=folder, objective="stranger+stranger_residual", reply_tokens=5, grading_prompts=2,
-                 scoring=dict(entities=24, prompts_each=2),
+                 scoring=dict(entities=24, prompts_each=2, neighbour_questions=120),
                  training=dict(GEMMA3_TRAINING, blocks=(blocks // 6, max(1, blocks // 2)), weights="down"),
                  sae=dict(d_sae=min(2048, 8 * hf.config.hidden_size), k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, known, tokenizer, asked, seed or 0))
 

@@ -484,7 +484,7 @@ def training_step(
     return forget.detach(), keep
 
 # %% ../nbs/04_unlearning.ipynb #356aab1b
-LOOP = dict(steps=100, lr=1e-3, retain_weight=20.0, retain_batches=3, blocks="site", weights="mlp", check_every=5, stop_at=0.3, lora_rank=0)
+LOOP = dict(steps=100, lr=1e-3, retain_weight=20.0, retain_batches=3, blocks="site", weights="mlp", check_every=5, stop_at=0.3, lora_rank=0, share=1.0)
 
 def loop_settings(
     setup:Setup, method:Method,
@@ -496,6 +496,7 @@ def loop_settings(
     use = LOOP | {k: v for k, v in setup.training.items() if k in LOOP} | own | {k: v for k, v in asked.items() if v is not None}
     if method.lr is None and asked.get("lr") is None: use["lr"] = use["lr"] * method.lr_times
     if use["steps"] < 1: raise ValueError(f"steps must be at least 1, not {use['steps']}")
+    if not 0 < use["share"] <= 1: raise ValueError(f"share must be above 0 and at most 1, not {use['share']}")
     if use["lora_rank"] < 0: raise ValueError(f"lora_rank must be 0 or more, not {use['lora_rank']}")
     return use
 
@@ -598,6 +599,9 @@ def finished(
 ) -> Unlearned:
     "What a run leaves behind."
     changed = {k: p.detach().clone() for k, p in progress.trained.items()}
+    if settings["share"] < 1:
+        changed = {k: progress.original[k].lerp(v, settings["share"]) for k, v in changed.items()}
+        put_weights(progress.trained, changed)
     return Unlearned(method.name, task.target.name, settings, history_table(progress.losses, progress.looks), seconds, 1000 * sorted(progress.times)[len(progress.times) // 2],
                      peak_memory(task.setup.device), progress.original, changed, new_key(task.setup, changed), progress.optimizer.state_dict()["state"])
 
@@ -638,6 +642,7 @@ def unlearn(
     retain_batches:int=None,   # retain batches in each step; the setup's default (3)
     check_every:int=None,      # steps between two looks at the stopping rule; likewise (5)
     stop_at:float=None,        # the rule: D_U on validation prompts at most this, twice in a row; likewise (0.3)
+    share:float=None,          # of the change of the weights that is kept in the end; the setup's default (1). Where forgetting is easy, the last steps go farther than need be, and neighbours pay
     lora_rank:int=None,        # train adapters of this rank instead of the matrices themselves; 0, the default: the matrices
     seed:int=0,                # of the order of retain batches
     watch=None,                # called with (step, task) at every look
@@ -647,7 +652,7 @@ def unlearn(
     import random
     setup, start = task.setup, time.perf_counter()
     method = method_named(method) if isinstance(method, str) else method
-    use = loop_settings(setup, method, dict(steps=steps, lr=lr, blocks=blocks, weights=weights, retain_weight=retain_weight, retain_batches=retain_batches, check_every=check_every, stop_at=stop_at, lora_rank=lora_rank))
+    use = loop_settings(setup, method, dict(steps=steps, lr=lr, blocks=blocks, weights=weights, retain_weight=retain_weight, retain_batches=retain_batches, check_every=check_every, stop_at=stop_at, lora_rank=lora_rank, share=share))
     retain_batches_of(task, method)                      # complains now, not in the middle
     if method.prepare:
         with torch.no_grad(): method.prepare(task)
