@@ -26,7 +26,7 @@ def main(
     from samu.latents import find_latents, grade
     from samu.models import load_setup
     from samu.saes import sae_for
-    from samu.unlearning import make_task, unlearn
+    from samu.unlearning import make_task, unlearn_once
     setup = load_setup("gemma-3-270m")
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
@@ -42,7 +42,7 @@ def main(
         for seed, group in itertools.groupby(sorted(todo, key=lambda w: w[1]), key=lambda w: w[1]):
             task = make_task(setup, sae, latents, person, grades, seed=seed)
             for method, _ in tqdm(list(group), desc=f"{person}, seed {seed}"):
-                done = None if method == "original" else unlearn(task, method, seed=seed)
+                done = None if method == "original" else unlearn_once(task, method, seed=seed)
                 row = dict(target=person, kind=ref.split.target.kind, seed=seed, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q)) | (evaluate(ref, method, done) if done else ref.original)
                 if done: done.restore(setup)
                 table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
