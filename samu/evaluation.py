@@ -215,9 +215,8 @@ class Reference:
 
 # %% ../nbs/06_evaluation.ipynb #f725e735
 def enough_questions(
-    entities,
-    prompts,          # those of the setup
-    prompts_each=None,# for each attribute; all if None
+    entities, prompts,
+    prompts_each=None,# scoring prompts for each attribute; all if None
     least:int=0,      # more for each attribute, until there are so many questions, or no more prompts
 ) -> list:            # of `Question`
     "Scoring questions about some entities: enough of them that one answer more or less does not decide."
@@ -239,10 +238,10 @@ def make_reference(
     "Measure the original model. Call this before anything is trained."
     split = split_for(setup, target, grades)
     same_kind = [e for e in split.unknown_score if e.kind == split.target.kind] or list(split.unknown_score)
-    entities, few = entities or setup.scoring.get("entities", 40), few_prompts(setup.prompts, prompts_each or setup.scoring.get("prompts_each"))
-    known = _some(split.held_out, 3 * entities)
+    entities, each = entities or setup.scoring.get("entities", 40), prompts_each or setup.scoring.get("prompts_each")
+    few, neighbours = few_prompts(setup.prompts, each), _some(split.held_out, 3 * entities)
     ref = Reference(setup, sae, latents, split, questions([split.target], setup.prompts), questions(namesakes(setup, split.target, split.held_out) or _some(same_kind, 12), setup.prompts, facts=split.target.facts),
-                    enough_questions(_some(known, entities), setup.prompts, prompts_each or setup.scoring.get("prompts_each"), setup.scoring.get("neighbour_questions", 0)), questions(_some(split.others, entities), few), questions(_some(split.unknown_score, entities), few),
+                    enough_questions(neighbours, setup.prompts, each, setup.scoring.get("neighbour_questions", 0)), questions(_some(split.others, entities), few), questions(_some(split.unknown_score, entities), few),
                     fit_unknown_test(setup, sae, split), fit_probes(setup, split), tuple(gold))
     ref.original = evaluate(ref, "original")
     return ref

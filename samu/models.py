@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['BIOGRAPHIES_RECIPE', 'EXACT_FAMILIES', 'GEMMA3_PACKAGE', 'GEMMA3_HUB', 'GEMMA3_TRAINING', 'SETUPS', 'cache_folder',
-           'config_key', 'new_folder', 'pick_device', 'pick_dtype', 'threads_for', 'word_tokenizer', 'biographies_loss',
-           'train_biographies', 'biographies_model', 'plain_name', 'wrap', 'unwrap', 'check_hook', 'site_hook',
-           'edit_residual', 'NameBatch', 'name_tokens', 'name_batches', 'NameResiduals', 'residual_after',
-           'batch_residuals', 'name_residuals', 'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity',
-           'Setup', 'original_answers', 'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder',
-           'invented_for', 'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared',
-           'load_setup']
+           'config_key', 'new_folder', 'pick_device', 'pick_dtype', 'pick_products', 'products_in', 'threads_for',
+           'word_tokenizer', 'biographies_loss', 'train_biographies', 'biographies_model', 'plain_name', 'wrap',
+           'unwrap', 'check_hook', 'site_hook', 'edit_residual', 'NameBatch', 'name_tokens', 'name_batches',
+           'NameResiduals', 'residual_after', 'batch_residuals', 'name_residuals', 'joined', 'joined_residuals',
+           'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity', 'Setup', 'original_answers',
+           'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for', 'entity_texts',
+           'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
 
 # %% ../nbs/01_models.ipynb #0dbd2e73
 import difflib, hashlib, importlib.util, json, math, os, random, shutil, tempfile
@@ -76,6 +76,34 @@ def pick_dtype(
     if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     amx = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()   # without these tiles bfloat16 was slower than float32
     return torch.bfloat16 if amx else torch.float32
+
+# %% ../nbs/01_models.ipynb #331c23d5
+def pick_products(
+    device:torch.device,   # where the model runs
+    dtype:torch.dtype,     # of the model
+) -> str:                  # "bfloat16", or "full": as the model is
+    "How to multiply matrices in training: in bfloat16 for a float32 model on a CPU that has instructions for it."
+    fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return "bfloat16" if fast and dtype == torch.float32 else "full"
+
+@contextmanager
+def products_in(
+    model,            # a TransformerBridge
+    products:str,     # "bfloat16", "full", or "auto" for what `pick_products` says
+    trained=(),       # parameters that stay as they are, since an optimiser holds them
+):                    # the way of multiplying, for as long as the block runs
+    "Multiply matrices in bfloat16: autocast, with the frozen matrices rounded beforehand. The weights are the old ones afterwards. Raises ValueError for another word."
+    if products not in ("auto", "full", "bfloat16"): raise ValueError(f"products must be auto, full or bfloat16, not {products!r}")
+    weight = next(model.parameters())
+    if products == "auto": products = pick_products(weight.device, weight.dtype)
+    if products == "full": yield products; return
+    held = {id(p) for p in trained}
+    frozen = [(m, m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear) and id(m.weight) not in held]
+    try:
+        for m, w in frozen: m.weight = torch.nn.Parameter(w.detach().bfloat16(), requires_grad=False)
+        with torch.autocast(weight.device.type, torch.bfloat16): yield products
+    finally:
+        for m, w in frozen: m.weight = w
 
 # %% ../nbs/01_models.ipynb #cb5af68d
 @contextmanager
@@ -367,6 +395,31 @@ def name_residuals(
     with torch.set_grad_enabled(grad): parts = [batch_residuals(model, b, layer) for b in batches]
     return NameResiduals(*(torch.cat([getattr(p, f) for p in parts]) for f in ("values", "index", "from_end"))), names
 
+# %% ../nbs/01_models.ipynb #135ac243
+def joined(
+    batches,      # of `NameBatch`
+    most:int=512, # tokens in a pass, filling included
+) -> list:        # of pairs: ids [prompts, longest], and the batches in it, in their order
+    "Batches of different lengths that may run as one, as long as they are small; filled up with token 0 on the right."
+    groups = []
+    for b in batches:
+        together = [*groups[-1], b] if groups else []
+        if together and sum(map(len, together)) * max(x.ids.shape[1] for x in together) <= most: groups[-1] = together
+        else: groups.append([b])
+    return [(torch.cat([F.pad(b.ids, (0, max(x.ids.shape[1] for x in g) - b.ids.shape[1])) for b in g]), g) for g in groups]
+
+def joined_residuals(
+    model,         # a TransformerBridge
+    groups,        # from `joined`, on the model's device
+    layer:int,     # residual stream after this block
+):                 # yields the `NameResiduals` of each batch, in order
+    "As `batch_residuals` for each batch, with fewer passes."
+    for ids, group in groups:
+        residual, first = residual_after(model, ids, layer), 0
+        for b in group:
+            yield NameResiduals(residual[first + b.row, b.column].float(), b.index, b.from_end)
+            first += len(b)
+
 # %% ../nbs/01_models.ipynb #113eca9f
 @torch.no_grad()
 def residuals_by_layer(
@@ -630,7 +683,7 @@ def load_gemma3(
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,
                  reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2, neighbour_questions=120), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
 
-GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12, share=0.8)  # chapter 08 says why
+GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12, share=0.8, products="auto")  # chapter 08 says why
 
 # %% ../nbs/01_models.ipynb #eecbf9a9
 def ordinary_prose() -> dict:  # "loss" and "score" -> paragraphs

@@ -447,9 +447,9 @@ def several_runs(
     "The tasks of one way to forget several people, each when its turn comes."
     one, n = loop_settings(setup, method_named(setup.objective), {}), len(targets)
     task = lambda people, gone=(), texts=1200, draw=seed: make_tasks(setup, sae, latents, people, grades, gone, texts, draw)
-    short = dict(weights="all", steps=round(one["steps"] / 3), lr=.4 * one["lr"], retain_batches=3, stop_at=0.0)     # of a person whose turn it is
+    short = dict(weights="all", steps=round(one["steps"] / 3), lr=.4 * one["lr"], retain_batches=3)     # of a person whose turn it is
     if n == 1: yield task(targets), {}
-    elif way == "at once": yield task(targets, texts=RETAIN_EACH["at_once"] * n), dict(weights="all", steps=round(one["steps"] * (1 + .05 * n)), retain_batches=6, stop_at=0.0)
+    elif way == "at once": yield task(targets, texts=RETAIN_EACH["at_once"] * n), dict(weights="all", steps=round(one["steps"] * (1 + .05 * n)), retain_batches=6)
     elif way == "in turn, from the last":
         for i, t in enumerate(targets): yield task([t], targets[:i], RETAIN_EACH["in_turn"], seed + i), short
     else:
@@ -485,8 +485,9 @@ def forget_several(
     with weights_kept(setup), threads_for(setup.model):
         try:
             first, start = look(), time.perf_counter()
-            moments = None
-            for task, options in several_runs(setup, sae, latents, list(targets), way, grades, seed): moments = unlearn(task, method, seed=seed, moments=moments, **options).moments
+            method, moments = method_named(method) if isinstance(method, str) else method, {}
+            every_step = replace(method, stops=method.stops and len(targets) == 1)
+            for task, options in several_runs(setup, sae, latents, list(targets), way, grades, seed): moments = unlearn(task, every_step, seed=seed, moments=moments, **options).moments
             seconds, row = time.perf_counter() - start, look()
         finally: setup.key = key
     for f in ("retain_ratio", "perplexity_ratio"): row[f] /= max(first[f], 1e-9)

@@ -8,21 +8,25 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'objective', 'TextBatch', 'text_batches', 'residual_retain', 'answer_loss', 'Method', 'site_method',
            'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training', 'texts_to_keep',
            'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance',
-           'peak_memory', 'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings', 'history_table',
-           'add_adapters', 'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key', 'finished', 'run_loop',
-           'unlearn', 'history_figure', 'versions', 'samu_version', 'run_key', 'unlearn_once', 'Injection',
-           'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
+           'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings',
+           'history_table', 'add_adapters', 'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key',
+           'take_back', 'finished', 'run_loop', 'unlearn', 'history_figure', 'versions', 'samu_version', 'run_key',
+           'unlearn_once', 'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall',
+           'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, hashlib, json, os, platform, time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .entities import Question, questions
-from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, load_setup, name_batches, name_tokens, new_folder, plain_name, recall, residual_after, threads_for, unwrap
+from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
 from .saes import pre_activations, sae_for
 from .latents import Latents, answer_edited, find_latents, grade, renamed, split_for
 
@@ -197,13 +201,14 @@ class Method:
     retain_weight: float = None   # of the retain loss; the setup's default if None
     lr_times: float = 1.0         # the setup's step size times this, unless `lr` says otherwise
     prepare: object = None        # function: task -> None, called once before training; leaves what it finds in `task.notes`
+    recompute: bool = False       # whether the retain pass keeps nothing of the first trained block's MLP but its input, and computes it again on the way back
 
 def site_method(
     name:str,     # an objective, or several joined by +
 ) -> Method:
     "A method from a forget objective at the site."
     f = objective(name)
-    return Method(name, lambda task, step: task.at_site(f), about=f"{name} on the residuals at the target's name")
+    return Method(name, lambda task, step: task.at_site(f), about=f"{name} on the residuals at the target's name", recompute=True)
 
 METHODS = {n: site_method(n) for n in OBJECTIVES}     # chapter 05 adds the baselines
 
@@ -214,6 +219,9 @@ def method_named(name:str) -> Method:
     raise ValueError(f"no method {name!r}; choose from {', '.join(METHODS)}, or join objectives with +")
 
 # %% ../nbs/04_unlearning.ipynb #8f71769f
+def _in_float32(task, f, residuals, then=None):
+    with torch.autocast(task.setup.device.type, enabled=False) if task.products == "bfloat16" else contextlib.nullcontext(): return f(residuals, task.aim, then)
+
 @dataclass
 class Task:
     "Everything a method may see: the target's loss prompts, the retain batches, and the frozen residuals for both."
@@ -228,11 +236,15 @@ class Task:
     retain_answers: list = field(default_factory=list)  # of `TextBatch`, the same texts about names, with the places of their answers
     asked: list = field(default_factory=list)           # the questions of `answers`, in their order
     notes: dict = field(default_factory=dict)           # what a method's `prepare` has found out
+    products: str = "full"                              # how the frozen residuals were computed, and how the loop will: see `products_in`
+
+    @cached_property
+    def passes(self): return joined(self.forget)        # the forget batches, as few passes of the model
 
     def at_site(self, f):
-        "The mean of an objective over the target's prompts."
-        parts = [f(batch_residuals(self.setup.model, b, self.setup.layer), self.aim, then) for b, then in zip(self.forget, self.before)]
-        return torch.stack(parts).mean()
+        "The mean of an objective over the target's prompts. The objective itself is computed in float32."
+        each = zip(joined_residuals(self.setup.model, self.passes, self.setup.layer), self.before)
+        return torch.stack([_in_float32(self, f, residuals, then) for residuals, then in each]).mean()
 
     def on_answers(self):
         "The log-loss of the target's answers in its loss prompts."
@@ -334,6 +346,7 @@ def make_task(
     stranger=None,          # the unknown `Entity` whose place the target takes; `pick_stranger` chooses if None
     retain_texts:int=None,  # texts that hold the model in place; as many of each of four sorts, as far as there are; the setup's default (1200)
     seed:int=0,             # of the choice of retain texts
+    products:str=None,      # how matrices are multiplied, here and in the loop: "bfloat16", "full" or "auto"; the setup's default (full)
 ) -> Task:
     "Prepare to forget one entity. Only prompts and names of the loss part are used. Raises ValueError for a target that is not known."
     import random
@@ -345,13 +358,15 @@ def make_task(
     where = [*train, *in_passing(setup, split.target, setup.training.get("passing", 0), random.Random(seed))]
     forget, _ = name_batches(setup.tokenizer, where)
     validate, _ = name_batches(setup.tokenizer, [q for q in asked if q.text == held[q.attribute]], device=setup.device)
-    before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, [q for q in train if q.attribute in split.target.facts]))
+    facts = [q for q in train if q.attribute in split.target.facts]
     keep = texts_to_keep(setup, split, (setup.training.get("retain_texts", 1200) if retain_texts is None else retain_texts) // 4, rng)
-    train, size = [q for q in train if q.attribute in split.target.facts], setup.training.get("batch_tokens", 400)
-    return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
-                text_batches(setup, [(q.text, q.answers[0]) for q in train], keep_frozen=False),
-                text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
-                text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False), train)
+    size = setup.training.get("batch_tokens", 400)
+    with products_in(setup.model, products or setup.training.get("products", "full")) as products:
+        before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, facts))
+        return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
+                    text_batches(setup, [(q.text, q.answers[0]) for q in facts], keep_frozen=False),
+                    text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
+                    text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False), facts, products=products)
 
 # %% ../nbs/04_unlearning.ipynb #396a0956
 def trained_parameters(
@@ -420,12 +435,10 @@ def unknown_distance(
     batches=None,    # of `NameBatch`; the validation prompts if None
 ) -> Tensor:         # [], about 1 for an unknown name
     "Mean squared distance of the target's name from the unknown centroid, in standard deviations, on the selected latents."
-    s, parts = task.aim.selected, []
-    for b in task.validate if batches is None else batches:
-        r = batch_residuals(task.setup.model, b, task.setup.layer)
-        row = _rows(r)
-        parts.append(((pre_activations(task.aim.sae, r.values, s) - task.aim.mu_unknown[row][:, s]) / task.aim.sd_unknown[row][:, s]).pow(2).mean(-1))
-    return torch.cat(parts).mean()
+    s = task.aim.selected
+    def away(r, aim, _): return ((pre_activations(aim.sae, r.values, s) - aim.mu_unknown[_rows(r)][:, s]) / aim.sd_unknown[_rows(r)][:, s]).pow(2).mean(-1)
+    seen = joined_residuals(task.setup.model, joined(task.validate if batches is None else batches), task.setup.layer)
+    return torch.cat([_in_float32(task, away, r) for r in seen]).mean()
 
 def peak_memory(device) -> float:  # megabytes
     "Peak memory so far: of the GPU where there is one, of the process elsewhere (0 where the platform cannot tell)."
@@ -433,6 +446,22 @@ def peak_memory(device) -> float:  # megabytes
     try: import resource
     except ImportError: return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+
+# %% ../nbs/04_unlearning.ipynb #c3312941
+@contextlib.contextmanager
+def recomputed(
+    setup:Setup,
+    wanted:bool=True,   # else nothing happens
+):
+    "As long as the block runs, passes keep of the first trained block's MLP its input only."
+    trains = lambda block: any(p.requires_grad for p in block.mlp.parameters())
+    block = next((b for b in setup.model.original_model.model.layers if trains(b)), None) if wanted and torch.is_grad_enabled() else None
+    if block is None: yield; return
+    mlp = getattr(block.mlp, "original_component", block.mlp)
+    forward = mlp.forward
+    mlp.forward = lambda *x, **k: checkpoint(forward, *x, use_reentrant=False, preserve_rng_state=False, **k)
+    try: yield
+    finally: del mlp.forward
 
 # %% ../nbs/04_unlearning.ipynb #9099fac4
 RETAIN_LOSSES = {  # name -> (field of the task that holds the batches, loss of one batch)
@@ -450,10 +479,10 @@ def retain_batches_of(
 
 def retain_loss(
     task:Task, method:Method,
-    batches,       # some of `retain_batches_of`
-) -> Tensor:       # []
-    "The mean of a method's retain loss over batches."
-    return torch.stack([RETAIN_LOSSES[method.retain][1](task, b) for b in batches]).mean()
+    batch:TextBatch, # one of `retain_batches_of`
+) -> Tensor:         # []
+    "A method's retain loss on one batch."
+    with recomputed(task.setup, method.recompute): return RETAIN_LOSSES[method.retain][1](task, batch)
 
 # %% ../nbs/04_unlearning.ipynb #692c1db2
 def training_step(
@@ -470,7 +499,7 @@ def training_step(
     forget.backward()
     keep = torch.zeros_like(forget.detach())
     for b in retain:                                       # one graph at a time: gradients add up, memory does not
-        part = retain_loss(task, method, [b]) / len(retain)
+        part = retain_loss(task, method, b) / len(retain)
         (retain_weight * part).backward()
         keep = keep + part.detach()
     for master, own in zip(parameters, models_own):
@@ -478,6 +507,7 @@ def training_step(
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
+    torch.clear_autocast_cache()                           # it holds the trained weights as they were, rounded
     with torch.no_grad():
         for master, own in zip(parameters, models_own):
             if master is not own: own.copy_(master)
@@ -516,6 +546,7 @@ def add_adapters(
     setup:Setup,
     trained:dict,   # from `trained_parameters`
     rank:int,
+    seed:int=0,     # of their first values; torch's own random state stays as it is
 ) -> list:          # the adapters' parameters
     "Put LoRA adapters around the matrices among the trained weights. Raises ValueError without peft, or if there is no matrix."
     try: from peft import LoraConfig, inject_adapter_in_model
@@ -524,7 +555,8 @@ def add_adapters(
     around = [name for name, m in hf.named_modules() if isinstance(m, torch.nn.Linear) and id(m.weight) in matrices]
     if not around: raise ValueError("none of the trained weights is a matrix, so there is nothing to put adapters around; use lora_rank=0")
     before = {id(p) for p in hf.parameters()}
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=around), hf)
+    with torch.random.fork_rng([setup.device] if setup.device.type == "cuda" else []):
+        torch.manual_seed(seed); inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=around), hf)
     return [p for p in hf.parameters() if id(p) not in before]
 
 def remove_adapters(
@@ -559,11 +591,12 @@ def start_progress(
     setup:Setup,
     use:dict,      # from `loop_settings`
     moments=None,  # of an earlier run that trained the same weights
+    seed:int=0,    # of the adapters' first values
 ) -> Progress:
     "Switch on gradients of the weights to be trained, and make their optimiser."
     trained = trained_parameters(setup, use["blocks"], use["weights"])
     original = {k: p.detach().clone() for k, p in trained.items()}
-    own = [p.requires_grad_(True) for p in (add_adapters(setup, trained, use["lora_rank"]) if use["lora_rank"] else trained.values())]
+    own = [p.requires_grad_(True) for p in (add_adapters(setup, trained, use["lora_rank"], seed) if use["lora_rank"] else trained.values())]
     parameters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True) for p in own]
     optimizer = torch.optim.AdamW(parameters, lr=use["lr"], weight_decay=0.0)
     if moments: optimizer.load_state_dict(optimizer.state_dict() | dict(state=moments))
@@ -592,19 +625,23 @@ def new_key(
     before, setup.key = setup.key, config_key(dict(key=setup.key, weights=weights_hash(changed)))
     return before, setup.key
 
-def finished(
-    task:Task, method:Method, progress:Progress,
-    settings:dict,   # everything that shaped the result
-    seconds:float,
-) -> Unlearned:
-    "What a run leaves behind."
-    changed = {k: p.detach().clone() for k, p in progress.trained.items()}
-    if settings["share"] < 1:
-        changed = {k: progress.original[k].lerp(v, settings["share"]) for k, v in changed.items()}
-        put_weights(progress.trained, changed)
-    return Unlearned(method.name, task.target.name, settings, history_table(progress.losses, progress.looks), seconds, 1000 * sorted(progress.times)[len(progress.times) // 2],
-                     peak_memory(task.setup.device), progress.original, changed, new_key(task.setup, changed), progress.optimizer.state_dict()["state"])
+def take_back(
+    progress:Progress,
+    share:float,     # of the change that stays
+):
+    "Take back a part of what the loop has changed."
+    if share < 1: put_weights(progress.trained, {k: progress.original[k].lerp(p.detach(), share) for k, p in progress.trained.items()})
 
+def finished(
+    task:Task, method:Method,
+    card:dict,         # settings, history, seconds, step_ms, peak_mb
+    trained:dict,      # name -> parameter of the model, changed
+    original:dict,     # name -> the same weights as they were
+    moments=None,      # of the optimiser
+) -> Unlearned:
+    "What a run leaves behind, with a new cache key for the changed model."
+    changed = {k: p.detach().clone() for k, p in trained.items()}
+    return Unlearned(method.name, task.target.name, **card, original=original, changed=changed, keys=new_key(task.setup, changed), moments=moments or {})
 
 # %% ../nbs/04_unlearning.ipynb #460321b3
 def run_loop(
@@ -616,7 +653,8 @@ def run_loop(
     "The steps of `unlearn`. If anything interrupts them, the weights are put back."
     pool, steps, every = retain_batches_of(task, method), use["steps"], use["check_every"]
     try:
-        with threads_for(task.setup.model), torch.enable_grad():
+        with products_in(task.setup.model, task.products, progress.trained.values()), threads_for(task.setup.model), torch.enable_grad():
+            look(task, progress, 0, use["stop_at"], watch)
             for step in tqdm(range(steps), desc=f"forgetting {task.target.name} ({method.name})", leave=False):
                 before = time.perf_counter()
                 retain = rng.sample(pool, min(use["retain_batches"], len(pool)))
@@ -624,7 +662,7 @@ def run_loop(
                 progress.schedule.step(); progress.times.append(time.perf_counter() - before)
                 if (step + 1) % every == 0 or step == steps - 1:
                     if look(task, progress, step + 1, use["stop_at"], watch) and method.stops: break
-        remove_adapters(task.setup, merge=True)
+        remove_adapters(task.setup, merge=True); take_back(progress, use["share"])
     except BaseException:
         remove_adapters(task.setup, merge=False); put_weights(progress.trained, progress.original); raise
     finally:
@@ -646,7 +684,7 @@ def unlearn(
     lora_rank:int=None,        # train adapters of this rank instead of the matrices themselves; 0, the default: the matrices
     seed:int=0,                # of the order of retain batches
     watch=None,                # called with (step, task) at every look
-    moments=None,              # of the optimiser, from an earlier `Unlearned` with the same trained weights: Adam's first steps without them are as large as the step size for every weight, whether it matters or not
+    moments=None,              # of the optimiser, from an earlier `Unlearned` with the same trained weights ({} for the first of several runs, None to let go of them): Adam's first steps without them are as large as the step size for every weight, whether it matters or not
 ) -> Unlearned:
     "Make the setup's model forget the task's target. Changes the model in place; if it is interrupted, the model is as it was."
     import random
@@ -655,11 +693,12 @@ def unlearn(
     use = loop_settings(setup, method, dict(steps=steps, lr=lr, blocks=blocks, weights=weights, retain_weight=retain_weight, retain_batches=retain_batches, check_every=check_every, stop_at=stop_at, lora_rank=lora_rank, share=share))
     retain_batches_of(task, method)                      # complains now, not in the middle
     if method.prepare:
-        with torch.no_grad(): method.prepare(task)
-    progress = start_progress(setup, use, moments)
-    look(task, progress, 0, use["stop_at"], watch)
+        with torch.no_grad(), products_in(setup.model, task.products): method.prepare(task)
+    progress = start_progress(setup, use, moments, seed)
     run_loop(task, method, progress, use, random.Random(seed), watch)
-    return finished(task, method, progress, dict(use, seed=seed, retain=method.retain, steps_taken=len(progress.losses)), time.perf_counter() - start)
+    card = dict(settings=dict(use, seed=seed, retain=method.retain, products=task.products, steps_taken=len(progress.losses)), history=history_table(progress.losses, progress.looks),
+                seconds=time.perf_counter() - start, step_ms=1000 * sorted(progress.times)[len(progress.times) // 2], peak_mb=peak_memory(setup.device))
+    return finished(task, method, card, progress.trained, progress.original, None if moments is None else progress.optimizer.state_dict()["state"])
 
 # %% ../nbs/04_unlearning.ipynb #c00e3602
 def history_figure(
@@ -691,10 +730,9 @@ def run_key(
     use:dict,    # settings
 ) -> str:        # ten hexadecimal digits
     "A name for a run: model, task, method, settings, versions, and the text of this package."
-    here = Path(__import__("samu").__file__).parent
     inputs = {f"forget {i}": b.ids for i, b in enumerate(task.forget)} | {f"stranger {i}": w.stranger for i, w in enumerate(task.before)} | {f"retain {i}": b.ids for i, b in enumerate(task.retain)}
-    return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
-                           versions=versions(), code=[hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(here.glob("*.py"))]))
+    return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, products=task.products, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
+                           versions=versions(), code=[hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(resources.files("samu").iterdir(), key=lambda f: f.name) if f.name.endswith(".py")]))
 
 def unlearn_once(
     task:Task,          # from `make_task`
@@ -710,15 +748,14 @@ def unlearn_once(
     file = cache_folder("runs") / f"{run_key(task, method, dict(use, seed=seed))}.safetensors"
     if not file.is_file():
         done = unlearn(task, method, seed=seed, **options)
-        card = dict(settings=done.settings, history=done.history.to_dict("list"), seconds=done.seconds, step_ms=done.step_ms, peak_mb=done.peak_mb)
+        card = {k: getattr(done, k) for k in ("settings", "seconds", "step_ms", "peak_mb")} | dict(history=done.history.to_dict("list"))
         draft = file.with_suffix(f".{os.getpid()}"); save_file({k: v.cpu().contiguous() for k, v in done.changed.items()}, draft, {"run": json.dumps(card)}); draft.replace(file)
         return done
     with safe_open(file, "pt", device=str(setup.device)) as f: card, changed = json.loads(f.metadata()["run"]), {k: f.get_tensor(k) for k in f.keys()}
     trained = trained_parameters(setup, use["blocks"], use["weights"])
     original = {k: p.detach().clone() for k, p in trained.items()}
     put_weights(trained, changed)
-    return Unlearned(method.name, task.target.name, card["settings"], pd.DataFrame(card["history"]), card["seconds"], card["step_ms"], card["peak_mb"], original, changed, new_key(setup, changed))
-
+    return finished(task, method, card | dict(history=pd.DataFrame(card["history"])), trained, original)
 
 # %% ../nbs/04_unlearning.ipynb #09162fbf
 @dataclass
@@ -799,7 +836,7 @@ def note_recall(task:Task):
 _recognition = objective("triplet+match")
 RETAIN_LOSSES["both"] = ("retain", lambda task, batch: both_retain(task.setup, batch, task.aim))
 METHODS["two_sided"] = Method("two_sided", lambda task, step: 0.3 * task.at_site(_recognition) + recall_loss(task, step), retain="both", retain_weight=100.0, blocks="all", weights="mlp",
-                              steps=150, lr_times=0.5, stops=False, prepare=note_recall, about="ours: triplet + match at the site, and no recall above it even from the original residuals; residuals and distributions kept")
+                              steps=150, lr_times=0.5, stops=False, prepare=note_recall, recompute=True, about="ours: triplet + match at the site, and no recall above it even from the original residuals; residuals and distributions kept")
 
 # %% ../nbs/04_unlearning.ipynb #a2ccde86
 def save_model(

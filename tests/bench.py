@@ -14,13 +14,14 @@ import torch, typer
 METHODS = "triplet,match,mean_residual,stranger+stranger_residual,two_sided,ga,graddiff,npo,simnpo,idk_dpo,refusal,rmu,crisp"
 
 def step_of(task, name):
-    "A function that takes one step of a method, and one that puts the model back."
+    "A function that takes one step of a method, one that puts the model back, and the way in which the loop would multiply matrices, as a context."
+    from samu.models import products_in
     from samu.baselines import method_named                # the baselines are registered there
     from samu.unlearning import loop_settings, put_weights, retain_batches_of, start_progress, training_step
     method = method_named(name)
     use = loop_settings(task.setup, method, {})
     if method.prepare:
-        with torch.no_grad(): method.prepare(task)
+        with torch.no_grad(), products_in(task.setup.model, task.products): method.prepare(task)
     pool, progress = retain_batches_of(task, method), start_progress(task.setup, use)
     retain = sorted(pool, key=lambda b: b.ids.numel(), reverse=True)[:use["retain_batches"]]      # the largest ones: as many tokens for all
     for p in progress.models_own: p.requires_grad_(False)
@@ -28,7 +29,7 @@ def step_of(task, name):
         for p in progress.models_own: p.requires_grad_(True)
         with torch.enable_grad(): training_step(task, method, progress.parameters, progress.models_own, progress.optimizer, retain, use["retain_weight"], i)
         for p in progress.models_own: p.requires_grad_(False); p.grad = None
-    return step, lambda: put_weights(progress.trained, progress.original)
+    return step, lambda: put_weights(progress.trained, progress.original), lambda: products_in(task.setup.model, task.products, progress.trained.values())
 
 def peak_mb(device, step):
     "Megabytes allocated at the highest point of a step, beyond what was there before it."
@@ -66,13 +67,15 @@ def main(
         steps = {n: step_of(task, n) for n in names}
         times = {n: [] for n in names}
         for i in range(rounds + 1):                        # the first round warms up
-            for n, (step, back) in steps.items():
-                start = clock(); step(i)
-                if loaded.device.type == "cuda": torch.cuda.synchronize(loaded.device)
-                if i: times[n].append(1000 * (clock() - start))
+            for n, (step, back, products) in steps.items():
+                with products():
+                    start = clock(); step(i)
+                    if loaded.device.type == "cuda": torch.cuda.synchronize(loaded.device)
+                    if i: times[n].append(1000 * (clock() - start))
                 back()
-        for n, (step, back) in steps.items():
-            rows[n] = dict(step_ms=sorted(times[n])[len(times[n]) // 2], peak_mb=peak_mb(loaded.device, lambda: step(0))); back()
+        for n, (step, back, products) in steps.items():
+            with products(): rows[n] = dict(step_ms=sorted(times[n])[len(times[n]) // 2], peak_mb=peak_mb(loaded.device, lambda: step(0)))
+            back()
     table = pd.DataFrame(rows).T.rename_axis("method")
     table["time_ratio"], table["memory_ratio"] = table.step_ms / table.step_ms["npo"], table.peak_mb / table.peak_mb["npo"]
     print(f"{loaded.name} on {loaded.device}, {target}; ratios are multiples of npo's; memory is what a step allocates beyond the weights, the optimiser's state and the kept residuals")
