@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from .entities import Question, Split, is_right, make_biographies, questions
-from .models import (BIOGRAPHIES_RECIPE, Setup, answer, biographies_model, load_setup, original_answers, perplexity, recall, residuals_by_layer, threads_for, wrap)
+from .models import (BIOGRAPHIES_RECIPE, Setup, answer, biographies_model, load_setup, original_answers, perplexity, products_in, recall, residuals_by_layer, threads_for, wrap)
 from .saes import pre_activations, sae_for
 from .latents import Latents, few_prompts, find_latents, grade, read_names, separation_scores, split_for
 from .unlearning import Unlearned, aim_for, make_task, namesakes, samu_version, save_model, text_batches, unlearn, unlearn_once, versions
@@ -255,23 +255,23 @@ def evaluate(
 ) -> dict:                  # one report row
     "Measure the model that the reference's setup holds now. Fields as defined in this chapter."
     setup, split, first = ref.setup, ref.split, ref.original
-    def say(asked, note): return answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress=f"{method}: {note}") if first and not cached else original_answers(setup, asked, f"{method}: {note}")
-    target_says = say(ref.target_q, "target")
-    target_recall, prior = recall(target_says, ref.target_q), recall(say(ref.prior_q, "default guess"), ref.prior_q)
-    retain, ppl = recall(say(ref.retain_q, "neighbours"), ref.retain_q), perplexity(setup.model, setup.tokenizer, setup.ordinary["score"])
+    def say(asked, note): return answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress=f"{method}: {note}") if first and not cached else original_answers(setup, asked, f"{method}: {note}", products)
+    with products_in(setup.model, setup.scoring.get("products", "full")) as products:
+        target_recall, prior = recall(say(ref.target_q, "target"), ref.target_q), recall(say(ref.prior_q, "default guess"), ref.prior_q)
+        retain, others = recall(say(ref.retain_q, "neighbours"), ref.retain_q), recall(say(ref.others_q, "other kinds"), ref.others_q)
+        strangers, ppl = say(ref.unknown_q, "unknown names"), perplexity(setup.model, setup.tokenizer, setup.ordinary["score"])
     z = name_pre_activations(setup, ref.sae, [split.target])
     groups = {}
     for name, group in (("known", ref.latents.known), ("unknown", ref.latents.unknown)):
         groups[name] = alignment(z[0, group], ref.test.z_known[group], ref.test.z_unknown[group], 1 / ref.latents.sd_unknown[0, group]).item()
     row = dict(method=method, target_recall=target_recall, target_prior=prior, target_recall_corrected=corrected(target_recall, prior),
                retain_recall=retain, retain_ratio=retain / (first or dict(retain_recall=retain))["retain_recall"] if retain or first else 0.0,
-               unknown_rate=unknown_behaviour(setup, ref.unknown_q, say(ref.unknown_q, "unknown names")),
+               unknown_rate=unknown_behaviour(setup, ref.unknown_q, strangers),
                perplexity=ppl, perplexity_ratio=ppl / first["perplexity"] if first else 1.0,
                alignment=sum(groups.values()) / 2, alignment_known=groups["known"], alignment_unknown=groups["unknown"],
                alignment_percentile=percentile(ref.test.distance(z)[0], ref.test.others).item(), alignment_power=ref.test.power,
                probe_known=probe_known(setup, ref.probes, [split.target]), **gold_fields(ref.gold, setup, ref.target_q))
     if ref.others_q:
-        others = recall(say(ref.others_q, "other kinds"), ref.others_q)
         row |= dict(others_recall=others, others_ratio=others / max(1e-9, (first or dict(others_recall=others))["others_recall"]))
     return row | dict(seconds=done.seconds if done else 0.0, step_ms=done.step_ms if done else None, peak_mb=done.peak_mb if done else None,
                       steps=done.settings["steps_taken"] if done else 0)

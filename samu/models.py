@@ -88,22 +88,26 @@ def pick_products(
 
 @contextmanager
 def products_in(
-    model,            # a TransformerBridge
+    model,            # a TransformerBridge or a Hugging Face model
     products:str,     # "bfloat16", "full", or "auto" for what `pick_products` says
-    trained=(),       # parameters that stay as they are, since an optimiser holds them
 ):                    # the way of multiplying, for as long as the block runs
-    "Multiply matrices in bfloat16: autocast, with the frozen matrices rounded beforehand. The weights are the old ones afterwards. Raises ValueError for another word."
+    "Let linear layers multiply in bfloat16. What goes in and comes out, and the weights, keep their dtype. Raises ValueError for another word."
     if products not in ("auto", "full", "bfloat16"): raise ValueError(f"products must be auto, full or bfloat16, not {products!r}")
     weight = next(model.parameters())
     if products == "auto": products = pick_products(weight.device, weight.dtype)
-    if products == "full": yield products; return
-    held = {id(p) for p in trained}
-    frozen = [(m, m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear) and id(m.weight) not in held]
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and "forward" not in vars(m)] if products == "bfloat16" else []
+    def rounded(layer):
+        kept = []                                   # a frozen matrix is rounded once, a trained one each time, with its gradient
+        def forward(x):
+            if layer.weight.requires_grad: w = layer.weight.bfloat16()
+            else: w = kept[0] if kept else kept.append(layer.weight.bfloat16()) or kept[0]
+            return F.linear(x.bfloat16(), w, None if layer.bias is None else layer.bias.bfloat16()).to(x.dtype)
+        return forward
     try:
-        for m, w in frozen: m.weight = torch.nn.Parameter(w.detach().bfloat16(), requires_grad=False)
-        with torch.autocast(weight.device.type, torch.bfloat16): yield products
+        for m in layers: m.forward = rounded(m)
+        yield products
     finally:
-        for m, w in frozen: m.weight = w
+        for m in layers: del m.forward
 
 # %% ../nbs/01_models.ipynb #cb5af68d
 @contextmanager
@@ -554,9 +558,13 @@ def original_answers(
     setup:Setup,        # with the model as it was loaded
     asked,              # questions
     progress:str=None,  # a label for the progress bar
+    products:str="full",# how matrices are multiplied, as in `products_in`
 ) -> list:              # of str, in the order of `asked`
     "What a setup's model says; prompts that were asked before are answered from the cache."
-    file = cache_folder("replies") / f"{config_key(dict(key=setup.key, tokens=setup.reply_tokens, dtype=str(setup.dtype)))}.json"
+    with products_in(setup.model, products) as products: return _answers_kept(setup, asked, progress, products)
+
+def _answers_kept(setup, asked, progress, products):
+    file = cache_folder("replies") / f"{config_key(dict(key=setup.key, tokens=setup.reply_tokens, dtype=str(setup.dtype)) | (dict(products=products) if products != 'full' else {}))}.json"
     said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     new = [q for q in {q.text: q for q in asked}.values() if q.text not in said]
     if new:
@@ -681,7 +689,7 @@ def load_gemma3(
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or pick_dtype(device), local_files_only=True)
     return Setup("gemma-3-270m", wrap(hf, tokenizer, device), tokenizer, layer=9, entities=entities, unknown=invented_for(entities, tokenizer, seed=seed), prompts=prompts,
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,
-                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2, neighbour_questions=120), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
+                 reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2, neighbour_questions=120, products="auto"), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
 
 GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12, share=0.8, products="auto")  # chapter 08 says why
 
@@ -740,7 +748,7 @@ def load_folder(
     return Setup(str(folder), wrap(hf, tokenizer, device), tokenizer, layer=max(1, blocks // 2) if blocks > 4 else 1, entities=known,
                  unknown=invented_for(known, tokenizer, seed=seed or 0), prompts=asked, ordinary=ordinary_prose(), seed=seed or 0,
                  key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in known]}), folder=folder, objective="stranger+stranger_residual", reply_tokens=5, grading_prompts=2,
-                 scoring=dict(entities=24, prompts_each=2, neighbour_questions=120),
+                 scoring=dict(entities=24, prompts_each=2, neighbour_questions=120, products="auto"),
                  training=dict(GEMMA3_TRAINING, blocks=(blocks // 6, max(1, blocks // 2)), weights="down"),
                  sae=dict(d_sae=min(2048, 8 * hf.config.hidden_size), k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, known, tokenizer, asked, seed or 0))
 

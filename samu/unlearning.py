@@ -219,9 +219,6 @@ def method_named(name:str) -> Method:
     raise ValueError(f"no method {name!r}; choose from {', '.join(METHODS)}, or join objectives with +")
 
 # %% ../nbs/04_unlearning.ipynb #8f71769f
-def _in_float32(task, f, residuals, then=None):
-    with torch.autocast(task.setup.device.type, enabled=False) if task.products == "bfloat16" else contextlib.nullcontext(): return f(residuals, task.aim, then)
-
 @dataclass
 class Task:
     "Everything a method may see: the target's loss prompts, the retain batches, and the frozen residuals for both."
@@ -242,9 +239,9 @@ class Task:
     def passes(self): return joined(self.forget)        # the forget batches, as few passes of the model
 
     def at_site(self, f):
-        "The mean of an objective over the target's prompts. The objective itself is computed in float32."
+        "The mean of an objective over the target's prompts."
         each = zip(joined_residuals(self.setup.model, self.passes, self.setup.layer), self.before)
-        return torch.stack([_in_float32(self, f, residuals, then) for residuals, then in each]).mean()
+        return torch.stack([f(residuals, self.aim, then) for residuals, then in each]).mean()
 
     def on_answers(self):
         "The log-loss of the target's answers in its loss prompts."
@@ -435,10 +432,9 @@ def unknown_distance(
     batches=None,    # of `NameBatch`; the validation prompts if None
 ) -> Tensor:         # [], about 1 for an unknown name
     "Mean squared distance of the target's name from the unknown centroid, in standard deviations, on the selected latents."
-    s = task.aim.selected
-    def away(r, aim, _): return ((pre_activations(aim.sae, r.values, s) - aim.mu_unknown[_rows(r)][:, s]) / aim.sd_unknown[_rows(r)][:, s]).pow(2).mean(-1)
-    seen = joined_residuals(task.setup.model, joined(task.validate if batches is None else batches), task.setup.layer)
-    return torch.cat([_in_float32(task, away, r) for r in seen]).mean()
+    s, aim = task.aim.selected, task.aim
+    def away(r): return ((pre_activations(aim.sae, r.values, s) - aim.mu_unknown[_rows(r)][:, s]) / aim.sd_unknown[_rows(r)][:, s]).pow(2).mean(-1)
+    return torch.cat([away(r) for r in joined_residuals(task.setup.model, joined(task.validate if batches is None else batches), task.setup.layer)]).mean()
 
 def peak_memory(device) -> float:  # megabytes
     "Peak memory so far: of the GPU where there is one, of the process elsewhere (0 where the platform cannot tell)."
@@ -507,7 +503,6 @@ def training_step(
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    torch.clear_autocast_cache()                           # it holds the trained weights as they were, rounded
     with torch.no_grad():
         for master, own in zip(parameters, models_own):
             if master is not own: own.copy_(master)
@@ -653,7 +648,7 @@ def run_loop(
     "The steps of `unlearn`. If anything interrupts them, the weights are put back."
     pool, steps, every = retain_batches_of(task, method), use["steps"], use["check_every"]
     try:
-        with products_in(task.setup.model, task.products, progress.trained.values()), threads_for(task.setup.model), torch.enable_grad():
+        with products_in(task.setup.model, task.products), threads_for(task.setup.model), torch.enable_grad():
             look(task, progress, 0, use["stop_at"], watch)
             for step in tqdm(range(steps), desc=f"forgetting {task.target.name} ({method.name})", leave=False):
                 before = time.perf_counter()

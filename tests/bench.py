@@ -29,7 +29,7 @@ def step_of(task, name):
         for p in progress.models_own: p.requires_grad_(True)
         with torch.enable_grad(): training_step(task, method, progress.parameters, progress.models_own, progress.optimizer, retain, use["retain_weight"], i)
         for p in progress.models_own: p.requires_grad_(False); p.grad = None
-    return step, lambda: put_weights(progress.trained, progress.original), lambda: products_in(task.setup.model, task.products, progress.trained.values())
+    return step, lambda: put_weights(progress.trained, progress.original), lambda: products_in(task.setup.model, task.products)
 
 def peak_mb(device, step):
     "Megabytes allocated at the highest point of a step, beyond what was there before it."
