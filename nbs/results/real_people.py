@@ -1,51 +1,82 @@
-"""Makes Gemma 3 270M forget some people, again and again, and keeps a row for each run in real_people.csv.
+"""Makes Gemma 3 270M forget some people, one at a time, and keeps a row for each run in real_people.csv.
 
-    python nbs/results/real_people.py                      the table that chapter 08 shows (about 40 minutes on two cores)
-    python nbs/results/real_people.py "Tiger Woods"        other people
-    python nbs/results/real_people.py --seeds 0 --objectives triplet,match
+    python nbs/results/real_people.py                      the tables of chapter 08: hours on two cores, can be stopped and taken up again
+    python nbs/results/real_people.py "Tiger Woods"        somebody else, with the default objective
+    python nbs/results/real_people.py --seeds 0 --methods default,npo --each 1
 
-Runs that the table holds already are not made again.
+Runs that the table holds already are not made again. The rows of one call are made in this order: the default objective with the first seed, for everybody, with attacks; then the other seeds; then the other methods.
 """
-import itertools
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd, typer
 from tqdm.auto import tqdm
 
-PEOPLE = ["Michael Jordan", "Marie Curie", "Elvis Presley"]   # an athlete, a scientist, a musician; chosen before anything was measured on them
+SEEN = ["Michael Jordan", "Marie Curie", "Elvis Presley", "Winston Churchill"]   # settings were chosen while looking at the first three
+KINDS = ["athlete", "musician", "leader", "scientist"]
 FILE = Path(__file__).with_name("real_people.csv")
 
+def by_rule(setup, grades, each=3):
+    "Of each kind, the known people in alphabetical order, at one, two and three quarters of the list; the next one if somebody was used before."
+    from samu.latents import known_entities
+    out = []
+    for kind in KINDS:
+        names = sorted(e.name for e in known_entities(setup, grades) if e.kind == kind)
+        for quarter in range(1, each + 1):
+            place = quarter * len(names) // 4
+            while names[place % len(names)] in [*SEEN, *out]: place += 1
+            out.append(names[place % len(names)])
+    return out
+
+def attacked(ref, strangers):
+    "What rounding to eight bits, other words, and thirty steps of fine-tuning on the other facts bring back, corrected for guessing."
+    from samu.evaluation import corrected
+    from samu.models import products_in
+    from samu.stress import attack_recall, quantised_recall, relearn_curves
+    setup, target, prior = ref.setup, ref.split.target, ref.original["target_prior"]
+    helpers = [e for e in ref.split.held_out if e.kind == target.kind][:20]
+    with products_in(setup.model, "auto"): attacks = attack_recall(setup, target, helpers, strangers)
+    row = dict(int8_corrected=corrected(quantised_recall(setup, ref.target_q, (8,))["int8"], prior), attack_corrected=max(corrected(a.recall, a.prior) for a in attacks.itertuples()),
+               **{f"attack_{a.attack}": corrected(a.recall, a.prior) for a in attacks.itertuples()})
+    if len(target.facts) > 1:
+        curves = relearn_curves(setup, target, shown=len(target.facts) // 2, draws=2, steps=30, every=15)
+        for step, seen in curves.groupby("step")[["shown", "unshown"]].mean().iterrows(): row |= {f"{part}_{step}": corrected(seen[part], prior) for part in ("shown", "unshown")}
+    return row
+
 def main(
-    people:Annotated[list[str], typer.Argument(help="who is to be forgotten")] = PEOPLE,
-    seeds:Annotated[str, typer.Option(help="of the loop and of the choice of retain texts")] = "0,1,2",
-    objectives:Annotated[str, typer.Option(help="the setup's default with all seeds, the others with the first seed only")] = "default,match,mean_residual",
+    people:Annotated[list[str], typer.Argument(help="who is to be forgotten; those that the rule gives, if nobody is named")] = None,
+    seeds:Annotated[str, typer.Option(help="of the loop and of the choice of retain texts")] = "0,1",
+    methods:Annotated[str, typer.Option(help="the setup's default with all seeds, the others with the first seed only")] = "default,ga,npo,rmu,mean_residual,triplet_random",
+    each:Annotated[int, typer.Option(help="people of each kind", min=1, max=3)] = 3,
 ):
     "Forget people in Gemma 3 270M and keep one row for each run."
+    from samu.baselines import method_named
     from samu.evaluation import evaluate, make_reference
     from samu.latents import find_latents, grade
     from samu.models import load_setup
     from samu.saes import sae_for
-    from samu.unlearning import make_task, unlearn_once
+    from samu.unlearning import make_task, unlearn
     setup = load_setup("gemma-3-270m")
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
-    table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target", "method", "seed"])
-    seeds = [int(s) for s in seeds.split(",")]
-    names = [setup.objective if o == "default" else o for o in objectives.split(",")]
-    wanted = [("original", seeds[0]), *((names[0], s) for s in seeds), *((n, seeds[0]) for n in names[1:])]
-    there = set(table[["target", "method", "seed"]].itertuples(index=False, name=None))
-    for person in people:
-        todo = [w for w in wanted if (person, *w) not in there]
-        if not todo: continue
-        ref = make_reference(setup, sae, latents, person, grades)
-        for seed, group in itertools.groupby(sorted(todo, key=lambda w: w[1]), key=lambda w: w[1]):
-            task = make_task(setup, sae, latents, person, grades, seed=seed)
-            for method, _ in tqdm(list(group), desc=f"{person}, seed {seed}"):
-                done = None if method == "original" else unlearn_once(task, method, seed=seed)
-                row = dict(target=person, kind=ref.split.target.kind, seed=seed, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q)) | (evaluate(ref, method, done) if done else ref.original)
-                if done: done.restore(setup)
-                table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
-                table.round(4).to_csv(FILE, index=False)
+    people, seeds = people or by_rule(setup, grades, each), [int(s) for s in seeds.split(",")]
+    names = [setup.objective if m == "default" else m for m in methods.split(",")]
+    for n in names: method_named(n)                        # complains now
+    wanted = [[(names[0], s)] for s in seeds] + ([[(n, seeds[0]) for n in names[1:]]] if names[1:] else [])
+    for group in wanted:
+        for person in tqdm(people, desc=", ".join(f"{m}, seed {s}" for m, s in group)):
+            table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target", "method", "seed"])
+            there = set(table[["target", "method", "seed"]].itertuples(index=False, name=None))
+            todo = [g for g in group if (person, *g) not in there]
+            if not todo: continue
+            ref = make_reference(setup, sae, latents, person, grades)
+            about = dict(target=person, kind=ref.split.target.kind, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q))
+            rows = [] if (person, "original", 0) in there else [about | dict(seed=0) | ref.original]
+            task = make_task(setup, sae, latents, person, grades, seed=todo[0][1])
+            for method, seed in todo:
+                done = unlearn(task, method, seed=seed)
+                rows.append(about | dict(seed=seed) | evaluate(ref, method, done) | (attacked(ref, [e for e in ref.split.unknown_score if e.kind == ref.split.target.kind][:2]) if seed == seeds[0] else {}))
+                done.restore(setup)
+                pd.concat([table, pd.DataFrame(rows)], ignore_index=True).round(4).to_csv(FILE, index=False)
 
 if __name__ == "__main__": typer.run(main)
