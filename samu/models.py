@@ -749,7 +749,7 @@ def load_folder(
                  unknown=invented_for(known, tokenizer, seed=seed or 0), prompts=asked, ordinary=ordinary_prose(), seed=seed or 0,
                  key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in known]}), folder=folder, objective="stranger+stranger_residual", reply_tokens=5, grading_prompts=2,
                  scoring=dict(entities=24, prompts_each=2, neighbour_questions=120, products="auto"),
-                 training=dict(GEMMA3_TRAINING, blocks=(blocks // 6, max(1, blocks // 2)), weights="down"),
+                 training=dict(GEMMA3_TRAINING, lr=6e-4, blocks=(blocks // 6, max(1, blocks // 2))),      # with Gemma's own 3e-4 SmolLM2 forgot half; neighbours had room even with 1e-3
                  sae=dict(d_sae=min(2048, 8 * hf.config.hidden_size), k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, known, tokenizer, asked, seed or 0))
 
 # %% ../nbs/01_models.ipynb #bef468f7

@@ -173,6 +173,12 @@ def unclean(nb, name, size):
 def test_notebook_is_clean(path):
     assert unclean(read(path), path.name, path.stat().st_size) == []
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
+def test_cells_for_a_gpu_pass_without_one(path):
+    "JupyterLab knows nothing of our flags: with `Run All Cells` such a cell runs everywhere, and an error would end the run."
+    gpu = [c for c in code_cells(read(path)) if "gpu" in directives(c.source)]
+    assert [c.number for c in gpu if "torch.cuda.is_available()" not in c.source] == []
+
 def test_planted_dirt_is_found():
     stream = lambda text, name="stdout": dict(output_type="stream", name=name, text=[text])
     shown = lambda **data: dict(output_type="display_data", data={k.replace("_", "/"): v for k, v in data.items()})
