@@ -58,7 +58,7 @@ def relearn(
     shown,              # the attributes that are shown
     steps:int=40,       # of fine-tuning
     every:int=4,        # steps between two looks
-    lr:float=None,      # step size; 3e-4 for small models (weaker and stronger ones brought back less of what was not shown), 2e-5 for large ones
+    lr:float=None,      # step size; 3e-4 for small models (weaker and stronger ones brought back less of what was not shown), 5e-6 for large ones (with 2e-5 even the original Gemma forgets what it is not shown)
 ) -> pd.DataFrame:      # step, shown, unshown, both: recall
     "Fine-tune on some of the target's facts and watch the others. Raises ValueError if nothing is left to watch."
     part = {True: {a: v for a, v in target.facts.items() if a in shown}, False: {a: v for a, v in target.facts.items() if a not in shown}}
@@ -69,7 +69,7 @@ def relearn(
     with weights_kept(setup), threads_for(setup.model), torch.enable_grad():
         batch = answer_batch(setup, [(q.text, q.answers[0]) for q in questions([replace(target, facts=part[True])], setup.prompts, "loss")])
         own = [p.requires_grad_(True) for p in trained_parameters(setup, "all", "all").values()]
-        optimizer = torch.optim.AdamW(own, lr=lr or (3e-4 if small else 2e-5), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(own, lr=lr or (3e-4 if small else 5e-6), weight_decay=0.0)
         for step in range(steps + 1):
             if step:
                 answer_loss(setup, batch).backward()
