@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 help:
 	@echo "make demo       forget an invented person, from training the model to the report, in out/demo: minutes"
 	@echo "make lab        read the chapters in JupyterLab, starting from nbs/: starts in seconds"
-	@echo "make real       forget Michael Jordan in Gemma 3 270M, in out/jordan (240 MB, Gemma Terms of Use): ten minutes or more"
+	@echo "make real       forget Michael Jordan in Gemma 3 270M, in out/jordan (240 MB, Gemma Terms of Use): minutes, more the first time"
 	@echo "make test       run every notebook and the other tests, offline: minutes, more the first time"
 	@echo "make notebooks  run the notebooks again in place and export samu/; ARGS=\"03 04\" picks some: minutes"
 	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and taken up again"
@@ -67,7 +67,7 @@ lab: $(VENV)/.installed
 	@$(BIN)/jupyter lab nbs $(ARGS)
 
 real: $(VENV)/.gemma3
-	@echo "Forgetting Michael Jordan in Gemma 3 270M (ten minutes or more on a CPU)"
+	@echo "Forgetting Michael Jordan in Gemma 3 270M (three minutes on two cores; the first time it prepares model and dictionary, minutes more)"
 	@$(BIN)/samu unlearn "Michael Jordan" --setup gemma-3-270m --out out/jordan $(ARGS)
 
 notebooks: $(VENV)/.gemma3
