@@ -19,7 +19,7 @@ from .entities import is_right, questions
 from .models import Setup, answer, config_key, edit_residual, load_setup, perplexity, recall, threads_for
 from .saes import pre_activations, sae_for
 from .latents import Latents, find_latents, grade, split_for
-from .unlearning import METHODS, RETAIN_LOSSES, Method, Task, TextBatch, make_task, method_named, text_batches, triplet, unlearn
+from .unlearning import LOOP, METHODS, RETAIN_LOSSES, Method, Task, TextBatch, make_task, method_named, text_batches, triplet, unlearn
 
 # %% ../nbs/05_baselines.ipynb #ad93b9c7
 class Bystanders:
@@ -303,7 +303,7 @@ def run_value(
     if method == "clamp":
         with clamp(task, value), torch.no_grad(): row, seconds = others.measure(), 0.0
     else:
-        done = unlearn(task, replace(method_named(method), lr=None, lr_times=value), seed=seed)
+        done = unlearn(task, method, lr=value * (LOOP | task.setup.training)["lr"], seed=seed)
         row, seconds = others.measure(), done.seconds
         done.restore(task.setup)
     return row | dict(score=(1 - row["target_recall"]) * row["retain_ratio"] * row["strangers_same"], seconds=round(seconds, 2))

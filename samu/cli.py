@@ -39,7 +39,6 @@ def quiet():
 
 def main():
     "The entry point of the command `samu`."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")    # before torch is imported: threads that wait should sleep, or two runs on two cores crawl
     try: app(prog_name="samu")
     except (ValueError, OSError) as e:
         print(f"samu: {' '.join(str(e).split())}", file=sys.stderr); sys.exit(2)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from .entities import Entity, Question, questions
-from .models import NameBatch, Setup, answer, load_folder, load_setup, name_tokens, new_folder, perplexity, recall, residual_after, residuals_by_layer, threads_for, unwrap
+from .models import NameBatch, Setup, answer, load_folder, load_setup, name_tokens, new_folder, perplexity, products_in, recall, residual_after, residuals_by_layer, threads_for, unwrap
 from .saes import sae_for
 from .latents import Latents, answer_edited, find_latents, grade, known_entities, renamed, split_for, steer
 from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, loop_settings, make_task, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, versions, weights_hash
@@ -416,10 +416,11 @@ def make_tasks(
     keep, size = list(dict.fromkeys(keep)), setup.training.get("batch_tokens", 400)
     together = lambda name: [x for t in tasks for x in getattr(t, name)]
     forget, before = merged_batches(together("forget"), together("before"))
-    return replace(tasks[0], target=replace(tasks[0].target, name=" + ".join(t.target.name for t in tasks)), forget=forget, before=before, validate=together("validate"), asked=together("asked"),
-                   answers=text_batches(setup, [(q.text, q.answers[0]) for q in together("asked")], keep_frozen=False),
-                   retain=text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
-                   retain_answers=text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False))
+    with products_in(setup.model, tasks[0].products):                    # as the loop will multiply
+        return replace(tasks[0], target=replace(tasks[0].target, name=" + ".join(t.target.name for t in tasks)), forget=forget, before=before, validate=together("validate"), asked=together("asked"),
+                       answers=text_batches(setup, [(q.text, q.answers[0]) for q in together("asked")], keep_frozen=False),
+                       retain=text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
+                       retain_answers=text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False))
 
 # %% ../nbs/07_stress.ipynb #80ca36cd
 def without_names(

@@ -515,11 +515,12 @@ def loop_settings(
     setup:Setup, method:Method,
     asked:dict,   # what the caller wants otherwise; None means no wish
 ) -> dict:        # what the loop will use
-    "The loop's own defaults, overruled by the setup's, by the method's, by the caller's. Raises ValueError for fewer than one step."
+    "The loop's own defaults, overruled by the setup's, by the method's, by what the setup says of the method, by the caller's. Raises ValueError for fewer than one step."
     own = {k: getattr(method, k) for k in ("steps", "lr", "retain_weight") if getattr(method, k) is not None}
     if method.blocks != "site": own |= dict(blocks=method.blocks, weights=method.weights)
+    own |= setup.tuned.get(method.name, {})
     use = LOOP | {k: v for k, v in setup.training.items() if k in LOOP} | own | {k: v for k, v in asked.items() if v is not None}
-    if method.lr is None and asked.get("lr") is None: use["lr"] = use["lr"] * method.lr_times
+    if "lr" not in own and asked.get("lr") is None: use["lr"] = use["lr"] * method.lr_times
     if use["steps"] < 1: raise ValueError(f"steps must be at least 1, not {use['steps']}")
     if not 0 < use["share"] <= 1: raise ValueError(f"share must be above 0 and at most 1, not {use['share']}")
     if use["lora_rank"] < 0: raise ValueError(f"lora_rank must be 0 or more, not {use['lora_rank']}")

@@ -12,21 +12,12 @@ from typing import Annotated
 import pandas as pd, typer
 from tqdm.auto import tqdm
 
-SEEN = ["Michael Jordan", "Marie Curie", "Elvis Presley", "Winston Churchill"]   # settings were chosen while looking at the first three
-KINDS = ["athlete", "musician", "leader", "scientist"]
 FILE = Path(__file__).with_name("real_people.csv")
 
-def by_rule(setup, grades, each=3):
-    "Of each kind, the known people in alphabetical order, at one, two and three quarters of the list; the next one if somebody was used before."
-    from samu.latents import known_entities
-    out = []
-    for kind in KINDS:
-        names = sorted(e.name for e in known_entities(setup, grades) if e.kind == kind)
-        for quarter in range(1, each + 1):
-            place = quarter * len(names) // 4
-            while names[place % len(names)] in [*SEEN, *out]: place += 1
-            out.append(names[place % len(names)])
-    return out
+# Of each kind, the known people in alphabetical order, at one, two and three quarters of the list; the next one if somebody was used before. Applied once, before anything was measured, and written down:
+# whom a model knows depends in a few cases on the last digits of its sums, which differ from processor to processor, and a list that shifts by one picks other people.
+TWELVE = dict(athlete=["George Foreman", "Manny Pacquiao", "Sachin Tendulkar"], musician=["David Bowie", "George Frideric Handel", "Madonna"], leader=["Fidel Castro", "Jimmy Carter", "Ronald Reagan"],
+              scientist=["Carl Linnaeus", "Erwin Schrödinger", "Rachel Carson"])
 
 def attacked(ref, strangers):
     "What rounding to eight bits, other words, and twelve steps of fine-tuning on the other facts bring back, corrected for guessing."
@@ -44,7 +35,7 @@ def attacked(ref, strangers):
     return row
 
 def main(
-    people:Annotated[list[str], typer.Argument(help="who is to be forgotten; those that the rule gives, if nobody is named")] = None,
+    people:Annotated[list[str], typer.Argument(help="who is to be forgotten; the twelve of the chapter, if nobody is named")] = None,
     seeds:Annotated[str, typer.Option(help="of the loop and of the choice of retain texts")] = "0,1",
     methods:Annotated[str, typer.Option(help="the setup's default with all seeds, the others with the first seed only")] = "default,ga,npo,rmu,mean_residual,triplet_random",
     each:Annotated[int, typer.Option(help="people of each kind", min=1, max=3)] = 3,
@@ -59,7 +50,7 @@ def main(
     setup = load_setup("gemma-3-270m")
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
-    people, seeds = people or by_rule(setup, grades, each), [int(s) for s in seeds.split(",")]
+    people, seeds = people or [p for kind in TWELVE.values() for p in kind[:each]], [int(s) for s in seeds.split(",")]
     names = [setup.objective if m == "default" else m for m in methods.split(",")]
     for n in names: method_named(n)                        # complains now
     wanted = [[(names[0], s)] for s in seeds] + ([[(n, seeds[0]) for n in names[1:]]] if names[1:] else [])
