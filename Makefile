@@ -19,7 +19,7 @@ help:
 	@echo "make test       run every notebook and the other tests, offline: minutes, more the first time"
 	@echo "make notebooks  run the notebooks again in place and export samu/; ARGS=\"03 04\" picks some: minutes"
 	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and taken up again"
-	@echo "make bench      step time and peak memory of each method beside NPO; ARGS=\"--setup gemma-3-270m\" for a real model: a minute"
+	@echo "make bench      step time, memory and time to forget of each method beside NPO; ARGS=\"--setup gemma-3-270m\" for a real model: minutes"
 	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
 	@echo "make clean      remove .venv, out/ and build leftovers, not your cache of trained models: seconds"
 	@echo "The first of them also makes .venv with all that is needed: minutes, depending on the network."
@@ -77,7 +77,7 @@ results: $(VENV)/.gemma3
 	@for script in nbs/results/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
 
 bench: $(VENV)/.installed
-	@echo "Timing one step of each method (a minute)"
+	@echo "Timing each method (minutes)"
 	@TQDM_DISABLE=1 $(BIN)/python tests/bench.py $(ARGS)
 
 readme: $(VENV)/.installed

@@ -3,7 +3,7 @@
     python nbs/results/real_several.py                 half an hour on two cores
 
 The people are the first ten of the twelve of real_people.py when the four kinds take turns. Each is forgotten in the model that the one before has left behind; residuals to be kept are read anew from that model, and
-nobody who is gone is among the names that are kept. After every second person, everybody is asked about again.
+nobody who is gone is among the names that are kept. After every fifth person, everybody is asked about again.
 """
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +16,20 @@ FILE = Path(__file__).with_suffix(".csv")
 
 PEOPLE = [people[i] for i in range(3) for people in TWELVE.values()]       # one of each kind, then the second of each kind, ...
 
+def asked_about(setup, person, grades):
+    "The questions about somebody, and the same about namesakes, which tell how often a guess is right."
+    from samu.entities import questions
+    from samu.latents import split_for
+    from samu.unlearning import namesakes
+    split = split_for(setup, person, grades)
+    others = namesakes(setup, split.target, split.held_out, 4) or [e for e in split.unknown_score if e.kind == split.target.kind][:4]     # names of one word have no namesakes
+    return questions([split.target], setup.prompts), questions(others, setup.prompts, facts=split.target.facts)
+
 def main(most:Annotated[int, typer.Option(help="people", min=1, max=12)] = 10):
     "Forget people in turn and keep a row for each look."
     from samu.entities import questions
-    from samu.evaluation import corrected, enough_questions, make_reference
-    from samu.latents import few_prompts, find_latents, grade, known_entities
+    from samu.evaluation import corrected, enough_questions
+    from samu.latents import few_prompts, find_latents, grade, split_for
     from samu.models import answer, load_setup, perplexity, products_in, recall
     from samu.saes import sae_for
     from samu.stress import make_tasks
@@ -29,20 +38,21 @@ def main(most:Annotated[int, typer.Option(help="people", min=1, max=12)] = 10):
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
     people = PEOPLE[:most]
-    refs = {p: make_reference(setup, sae, latents, p, grades, entities=8, prompts_each=1) for p in people}
-    kept = enough_questions([e for e in refs[people[0]].split.held_out if e.name not in people][:60], setup.prompts, 1, 200)
-    others = questions([e for e in refs[people[0]].split.others if e.name not in people][:60], few_prompts(setup.prompts, 1))
-    def say(asked):
-        with products_in(setup.model, "auto"): return answer(setup.model, setup.tokenizer, asked, setup.reply_tokens)
+    asked, split = {p: asked_about(setup, p, grades) for p in people}, split_for(setup, people[0], grades)
+    kept = enough_questions([e for e in split.held_out if e.name not in people][:60], setup.prompts, 1, 200)
+    others = questions([e for e in split.others if e.name not in people][:60], few_prompts(setup.prompts, 1))
+    def right(asked):
+        with products_in(setup.model, "auto"): return recall(answer(setup.model, setup.tokenizer, asked, setup.reply_tokens), asked)
     def look(gone):
-        each = {p: corrected(recall(say(refs[p].target_q), refs[p].target_q), recall(say(refs[p].prior_q), refs[p].prior_q)) for p in people}
-        return dict(forgotten=len(gone), corrected_gone=sum(each[p] for p in gone) / max(1, len(gone)), worst_gone=max([each[p] for p in gone], default=0.0), corrected_to_come=sum(each[p] for p in people if p not in gone) / max(1, len(people) - len(gone)),
-                    kept=recall(say(kept), kept), others=recall(say(others), others), perplexity=perplexity(setup.model, setup.tokenizer, setup.ordinary["score"]), **each)
+        each = {p: corrected(right(about), right(guess)) for p, (about, guess) in asked.items()}
+        mean = lambda names: sum(each[p] for p in names) / len(names) if names else None
+        return dict(forgotten=len(gone), gone=mean(gone), worst=max((each[p] for p in gone), default=None), to_come=mean([p for p in people if p not in gone]),
+                    kept=right(kept), others=right(others), perplexity=perplexity(setup.model, setup.tokenizer, setup.ordinary["score"]), **each)
     rows, seconds = [look([])], 0.0
     for i, person in enumerate(tqdm(people)):
         done = unlearn(make_tasks(setup, sae, latents, [person], grades, people[:i], setup.training["retain_texts"], seed=i), setup.objective, seed=i)
         seconds += done.seconds
-        if i % 2: rows.append(look(people[:i + 1]) | dict(seconds=seconds))
+        if i % 5 == 4 or i == len(people) - 1: rows.append(look(people[:i + 1]) | dict(seconds=seconds))
         pd.DataFrame(rows).round(4).to_csv(FILE, index=False)
 
 if __name__ == "__main__": typer.run(main)
