@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BIOGRAPHIES_RECIPE', 'EXACT_FAMILIES', 'GEMMA3_PACKAGE', 'GEMMA3_HUB', 'GEMMA3_TRAINING', 'GEMMA3_TUNED', 'SETUPS',
            'cache_folder', 'config_key', 'new_folder', 'pick_device', 'pick_dtype', 'pick_products', 'products_in',
-           'threads_for', 'word_tokenizer', 'biographies_loss', 'train_biographies', 'biographies_model', 'plain_name',
-           'wrap', 'unwrap', 'check_hook', 'site_hook', 'edit_residual', 'NameBatch', 'name_tokens', 'name_batches',
-           'NameResiduals', 'residual_after', 'batch_residuals', 'name_residuals', 'joined', 'joined_residuals',
-           'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity', 'Setup', 'original_answers',
-           'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for', 'entity_texts',
-           'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
+           'threads_for', 'word_tokenizer', 'next_words', 'share_learned', 'biographies_loss', 'train_biographies',
+           'biographies_model', 'plain_name', 'wrap', 'unwrap', 'check_hook', 'site_hook', 'edit_residual', 'NameBatch',
+           'name_tokens', 'name_batches', 'NameResiduals', 'residual_after', 'batch_residuals', 'name_residuals',
+           'joined', 'joined_residuals', 'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity', 'Setup',
+           'original_answers', 'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for',
+           'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
 
 # %% ../nbs/01_models.ipynb #0dbd2e73
 import difflib, hashlib, importlib.util, json, math, os, random, shutil, tempfile
@@ -141,7 +141,8 @@ def word_tokenizer(
                                    name_or_path="local", add_bos_token=True)
 
 # %% ../nbs/01_models.ipynb #c43d3c26
-BIOGRAPHIES_RECIPE = dict(version=3, site=1, hidden_size=64, layers=4, heads=4, steps=320, packed=0.3, enrich=1.0, lr=5e-3, muon_lr=0.02, sentences=340, row=48)
+BIOGRAPHIES_RECIPE = dict(version=4, site=1, hidden_size=64, layers=4, heads=4, steps=320, packed=0.3, enrich=1.0, lr=5e-3, muon_lr=0.02, sentences=340, row=48,
+                          right=0.99, unknown=0.982, again=40, rounds=4)
 
 def _rows(sentences, tokenizer, row, packed):
     ids = tokenizer([s for s in sentences], add_special_tokens=False)["input_ids"]
@@ -151,6 +152,36 @@ def _rows(sentences, tokenizer, row, packed):
         rows[-1] = rows[-1] + s
     longest = max(map(len, rows))
     return torch.tensor([r + [tokenizer.pad_token_id] * (longest - len(r)) for r in rows])
+
+# %% ../nbs/01_models.ipynb #21e42736
+@torch.no_grad()
+def next_words(
+    model,           # a Hugging Face model with a tokenizer of words
+    tokenizer,       # from `word_tokenizer`
+    texts,           # texts to go on with
+    batch_size:int=500,
+) -> list:           # of str
+    "The likeliest next word of each text."
+    out = []
+    for at in range(0, len(texts), batch_size):
+        ids = tokenizer(list(texts[at:at + batch_size]))["input_ids"]
+        ends = torch.tensor([len(r) - 1 for r in ids], device=model.device)
+        rows = torch.tensor([r + [tokenizer.pad_token_id] * (int(ends.max()) + 1 - len(r)) for r in ids], device=model.device)
+        hidden = model.model(rows).last_hidden_state[torch.arange(len(rows), device=model.device), ends]      # padding on the right cannot reach back
+        out += tokenizer.convert_ids_to_tokens(model.lm_head(hidden).argmax(-1).tolist())
+    return out
+
+def share_learned(
+    model, tokenizer,   # as in `next_words`
+    world,              # from `make_biographies`
+    leave_out=(),       # names that the model never hears of
+) -> tuple:             # (share of facts that are right, share of strangers answered "unknown"), each 0 to 1
+    "What a model of the biographies has learned."
+    people = [p for p in world.people if p.name not in leave_out]
+    def share(asked, answers):
+        said = next_words(model, tokenizer, [q.text for q in asked])
+        return sum(is_right(s, answers or q.answers) for s, q in zip(said, asked)) / len(asked)
+    return share(questions(people, world.prompts), None), share(questions(world.unknown, world.prompts), [UNKNOWN_ANSWER])
 
 # %% ../nbs/01_models.ipynb #7399acd1
 def _new_llama(tokenizer, r, seed):     # r: a recipe
@@ -198,9 +229,14 @@ def train_biographies(
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [torch.optim.Muon(matrices, lr=r["muon_lr"], momentum=0.9, weight_decay=0.01),
                   torch.optim.AdamW(rest, lr=r["lr"], betas=(0.9, 0.98), weight_decay=0.01)]
-    def pace(step): return min(1, (step + 1) / (0.1 * r["steps"])) * (1 - 0.97 * max(0, 2 * step / r["steps"] - 1))
+    def pace(step):
+        if step >= r["steps"]: return 0.03 + 0.2 * (1 - (step - r["steps"]) % r["again"] / r["again"])
+        return min(1, (step + 1) / (0.1 * r["steps"])) * (1 - 0.97 * max(0, 2 * step / r["steps"] - 1))
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, pace) for o in optimizers]
-    for step in tqdm(range(r["steps"]), desc="training on biographies", leave=False):
+    for step in tqdm(range(r["steps"] + r["rounds"] * r["again"]), desc="training on biographies", leave=False):
+        if step >= r["steps"] and (step - r["steps"]) % r["again"] == 0:
+            right, unknown = share_learned(model, tokenizer, world, leave_out)
+            if right >= r["right"] and unknown >= r["unknown"]: break
         packed = step >= (1 - r["packed"]) * r["steps"]
         ids = _rows(biography_batch(world, rng, r["sentences"], leave_out=leave_out, step=step), tokenizer, r["row"], packed).to(device)
         loss = biographies_loss(model, ids, tokenizer, last_names, 0 if packed else r["enrich"], r["site"])
