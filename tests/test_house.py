@@ -2,7 +2,7 @@
 
 Each rule is a function that lists what is wrong; the tests ask for an empty list, and plant faults to see them found.
 """
-import ast, base64, json, os, re, shutil, subprocess, sys
+import ast, base64, json, os, re, shutil, subprocess, symtable, sys
 from pathlib import Path
 
 import pytest
@@ -136,6 +136,44 @@ def test_planted_upward_imports_are_found():
     assert upward_imports(tower) == ["00_low.ipynb, cell 4: samu.mid is chapter 01", "00_low.ipynb, cell 5: samu.low is chapter 00",
                                      "00_low.ipynb, cell 6: samu.mid is chapter 01", "00_low.ipynb, cell 7: no chapter exports samu.gone",
                                      "00_low.ipynb, cell 8: samu.mid is chapter 01"]
+
+
+# --- A notebook runs from top to bottom in an empty cache, too
+
+def reads_and_gives(source, functions):
+    "Names that a cell reads when it runs, and names that it gives. What a function or class reads goes to `functions`: it is read when somebody calls it."
+    from IPython.core.inputtransformer2 import TransformerManager
+    try: top = symtable.symtable(TransformerManager().transform_cell(source), "cell", "exec")
+    except SyntaxError: return set(), set()
+    def inside(table): return {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}.union(*map(inside, table.get_children()))
+    gives = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    reads = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
+    for child in top.get_children():
+        if child.get_name() in gives: functions[child.get_name()] = inside(child)
+        else: reads |= inside(child)                      # a comprehension, or a lambda, which a cell mostly calls at once
+    return reads, gives
+
+def used_too_early(nb):
+    "Names that a cell needs, itself or through the functions that it calls, and that only a later cell gives. With what is cached such a cell may run all the same."
+    cells, functions, given, faults = code_cells(nb), {}, set(), []
+    gives = [reads_and_gives(c.source, {})[1] for c in cells]
+    for i, cell in enumerate(cells):
+        todo, needed = list(reads_and_gives(cell.source, functions)[0]), set()
+        while todo:
+            name = todo.pop()
+            if name not in needed: needed.add(name); todo += functions.get(name, ())
+        given |= gives[i]
+        faults += [f"cell {cell.number}: {n} comes later" for n in sorted(needed & set().union(*gives[i + 1:]) - given)]
+    return faults
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
+def test_cells_need_nothing_from_below(path):
+    assert used_too_early(read(path)) == []
+
+def test_planted_needs_from_below_are_found():
+    assert used_too_early(notebook("def f(x):\n    y = g(x)\n    return y", "def g(x): return x", "y = f(1)")) == []
+    assert used_too_early(notebook("def f(x): return g(x)", "if not cached: y = f(1)", "def g(x): return h", "h = 2")) == ["cell 2: g comes later"]
+    assert used_too_early(notebook("print(z)", "z = 1")) == ["cell 1: z comes later"]
 
 
 # --- Notebooks are stored clean
