@@ -117,23 +117,27 @@ def fit_unknown_test(
 # %% ../nbs/06_evaluation.ipynb #991033db
 def fit_probes(
     setup:Setup, split:Split,
-    layers=None,            # blocks above the site; up to four of them, spread out, if None
+    layers=None,            # blocks above the site; up to four of them, spread out, if None, less those that take strangers for known
+    fooled:float=.2,        # the mean probability of being known, of held-out unknown names in scoring prompts, beyond which a probe is left out; the best one always stays
 ) -> dict:                  # layer -> a scikit-learn pipeline
-    "Logistic probes for known against unknown names, fitted on the original model with the entities of the loss part."
+    "Logistic probes for known against unknown names, fitted on the original model with the entities of the loss part. Those that fail on new names in new texts are left out."
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     above = list(range(setup.layer + 1, setup.model.cfg.n_layers))
-    layers = layers or [above[int(i)] for i in np.unique(np.linspace(0, len(above) - 1, 4).round())]
+    chosen = layers or [above[int(i)] for i in np.unique(np.linspace(0, len(above) - 1, 4).round())]
     n = setup.scoring.get("entities")
-    few = few_prompts(setup.prompts, setup.scoring.get("prompts_each"), "loss")
-    groups = [residuals_by_layer(setup.model, setup.tokenizer, questions(_some(g, 3 * n) if n else g, few, "loss"), layers) for g in (split.retain, split.unknown_loss)]
+    def read(entities, use): return residuals_by_layer(setup.model, setup.tokenizer, questions(entities, few_prompts(setup.prompts, setup.scoring.get("prompts_each"), use), use), chosen)
+    groups = [read(_some(g, 3 * n) if n else g, "loss") for g in (split.retain, split.unknown_loss)]
     out = {}
-    for layer in layers:
+    for layer in chosen:
         x = [g[layer].cpu().numpy() for g in groups]
         y = np.r_[np.ones(len(x[0])), np.zeros(len(x[1]))]
         out[layer] = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=.1, class_weight="balanced")).fit(np.concatenate(x), y)
-    return out
+    if layers: return out
+    strangers = read(_some(split.unknown_score, n or 60), "score")
+    taken = {l: p.predict_proba(strangers[l].cpu().numpy())[:, 1].mean() for l, p in out.items()}
+    return {l: p for l, p in out.items() if taken[l] <= max(fooled, min(taken.values()))}
 
 def probe_known(
     setup:Setup,
