@@ -329,7 +329,7 @@ def cloud_figure(
     for r, marker in zip(rows, "oD^sPvX*<>hd"):
         x, y = torch.stack(xy(places[r["method"]])).clamp(low + .2, high - .2)        # what lies farther out is drawn at the edge
         left.scatter(x, y, marker=marker, s=90, edgecolor="k", label=f"{ref.split.target.name}: {r['method']}", zorder=3)
-    left.set(xlabel="known latents (sd from unknown names)", ylabel="unknown latents (sd from unknown names)", title="activations at the name",
+    left.set(xlabel="known latents (sd from unknown names)", ylabel="unknown latents (sd)", title="activations at the name",
              xlim=(low[0].item(), high[0].item()), ylim=(low[1].item(), high[1].item()))
     left.legend(fontsize=7)
     shown = [("target_recall", "target recalled"), ("retain_ratio", "neighbours kept"), ("unknown_rate", "strangers still unknown"), ("probe_known", "probe: known")]

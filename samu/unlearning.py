@@ -10,12 +10,12 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance',
            'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings',
            'history_table', 'add_adapters', 'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key',
-           'take_back', 'finished', 'run_loop', 'unlearn', 'history_figure', 'versions', 'samu_version', 'run_key',
-           'unlearn_once', 'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall',
-           'save_model']
+           'take_back', 'finished', 'run_loop', 'unlearn', 'history_figure', 'versions', 'samu_version',
+           'notebook_code', 'run_key', 'unlearn_once', 'Injection', 'injections_for', 'final_hidden', 'recall_loss',
+           'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
-import contextlib, hashlib, json, os, platform, time
+import contextlib, functools, hashlib, inspect, json, os, platform, time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -721,14 +721,32 @@ def samu_version() -> str:
     return __version__
 
 # %% ../nbs/04_unlearning.ipynb #9efe5347
+def notebook_code(
+    *roots,     # functions
+) -> list:      # of str, in order
+    "The byte code, and the numbers and words, of what a notebook or script has defined itself, as far as the roots call it. Modules are left out: `run_key` reads their files."
+    seen, todo, out = set(), list(roots), []
+    while todo:
+        f = todo.pop()
+        if isinstance(f, functools.partial): todo += [f.func, *f.args, *f.keywords.values()]
+        if not inspect.isfunction(f) or f.__module__ != "__main__" or f in seen: continue
+        seen.add(f); codes = [f.__code__]
+        for c in codes: codes += [k for k in c.co_consts if inspect.iscode(k)]
+        constants = [sorted(map(repr, k)) if isinstance(k, frozenset) else repr(k) for c in codes for k in c.co_consts if not inspect.iscode(k)]
+        met = [f.__globals__[n] for n in dict.fromkeys(n for c in codes for n in c.co_names) if n in f.__globals__] + [c.cell_contents for c in f.__closure__ or ()] + list(f.__defaults__ or ())
+        out.append(config_key(dict(code=[c.co_code.hex() for c in codes], names=[c.co_names for c in codes], constants=constants, values=[v for v in met if isinstance(v, (int, float, str))])))
+        todo += met
+    return sorted(out)
+
 def run_key(
     task:Task, method:Method,
     use:dict,    # settings
 ) -> str:        # ten hexadecimal digits
-    "A name for a run: model, task, method, settings, versions, and the text of this package."
+    "A name for a run: model, task, method, settings, versions, and the text of this package and of what a notebook has put in its place."
     inputs = {f"forget {i}": b.ids for i, b in enumerate(task.forget)} | {f"stranger {i}": w.stranger for i, w in enumerate(task.before)} | {f"retain {i}": b.ids for i, b in enumerate(task.retain)}
+    files = [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(resources.files("samu").iterdir(), key=lambda f: f.name) if f.name.endswith(".py")]
     return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, products=task.products, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
-                           versions=versions(), code=[hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(resources.files("samu").iterdir(), key=lambda f: f.name) if f.name.endswith(".py")]))
+                           versions=versions(), code=files + notebook_code(unlearn, *vars(method).values())))
 
 def unlearn_once(
     task:Task,          # from `make_task`

@@ -1,9 +1,10 @@
-"""How fast does a forgotten person come back? Fine-tunes the original and the unlearned Gemma 3 270M on half of somebody's facts, with two step sizes, and keeps the recall of both halves in relearning.csv.
+"""How fast does a forgotten person come back? Fine-tunes the original and the unlearned Gemma 3 270M on half of somebody's facts, and keeps the recall of both halves in relearning.csv.
 
-    python nbs/results/relearning.py                   the two people that chapter 08 shows (ten minutes on two cores)
+    python nbs/results/relearning.py                   the two people that chapter 08 shows (an hour on two cores)
     python nbs/results/relearning.py "Tiger Woods"     other people
+    python nbs/results/relearning.py --methods default,refusal
 
-Runs that the table holds already are not made again.
+The default objective and the original are attacked with two step sizes, the other methods with the smaller one. Runs that the table holds already are not made again.
 """
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +13,14 @@ import pandas as pd, typer
 
 PEOPLE = ["Manny Pacquiao", "Ronald Reagan"]     # two of the twelve: one who seemed to be gone, one whom other questions bring back in part
 FILE = Path(__file__).with_suffix(".csv")
+STEPS, EVERY, SMALL, LARGE = 30, 3, 5e-6, 2e-5
 
-def main(people:Annotated[list[str], typer.Argument(help="who is to be forgotten and learned again")] = PEOPLE):
+def main(
+    people:Annotated[list[str], typer.Argument(help="who is to be forgotten and learned again")] = PEOPLE,
+    methods:Annotated[str, typer.Option(help="beside the original; default: the setup's own objective")] = "default,refusal,npo,two_sided",
+):
     "Recall of shown and unshown facts over the steps of fine-tuning."
+    from samu.baselines import method_named
     from samu.latents import find_latents, grade, split_for
     from samu.models import load_setup
     from samu.saes import sae_for
@@ -23,16 +29,22 @@ def main(people:Annotated[list[str], typer.Argument(help="who is to be forgotten
     setup = load_setup("gemma-3-270m")
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
-    table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target"])
+    models = ["original"] + [setup.objective if m == "default" else m for m in methods.split(",")]
+    for m in models[1:]: method_named(m)                                 # complains now
     for person in people:
-        if person in set(table.target): continue
-        target, done = split_for(setup, person, grades).target, None
-        for model in ("original", "unlearned"):
-            if model == "unlearned": done = unlearn(make_task(setup, sae, latents, person, grades), setup.objective)
-            for lr in (2e-5, 5e-6):
-                curves = relearn_curves(setup, target, shown=len(target.facts) // 2, draws=2, steps=12, every=2, lr=lr)
-                table = pd.concat([table, curves.groupby("step")[["shown", "unshown"]].mean().reset_index().assign(target=person, model=model, lr=lr)], ignore_index=True)
-        done.restore(setup)
-        table.round(2).to_csv(FILE, index=False)
+        target, task = split_for(setup, person, grades).target, None
+        for model in models:
+            table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target", "model"])
+            if ((table.target == person) & (table.model == model)).any(): continue
+            done = None
+            if model != "original":
+                task = task or make_task(setup, sae, latents, person, grades)
+                done = unlearn(task, model)
+            rows = []
+            for lr in (SMALL, LARGE) if model in ("original", setup.objective) else (SMALL,):
+                curves = relearn_curves(setup, target, shown=len(target.facts) // 2, draws=2, steps=STEPS, every=EVERY, lr=lr)
+                rows.append(curves.groupby("step")[["shown", "unshown"]].mean().reset_index().assign(target=person, model=model, lr=lr))
+            if done: done.restore(setup)
+            pd.concat([table, *rows], ignore_index=True)[["target", "model", "lr", "step", "shown", "unshown"]].round(3).to_csv(FILE, index=False)
 
 if __name__ == "__main__": typer.run(main)
