@@ -233,10 +233,12 @@ def train_biographies(
         if step >= r["steps"]: return 0.03 + 0.2 * (1 - (step - r["steps"]) % r["again"] / r["again"])
         return min(1, (step + 1) / (0.1 * r["steps"])) * (1 - 0.97 * max(0, 2 * step / r["steps"] - 1))
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, pace) for o in optimizers]
-    for step in tqdm(range(r["steps"] + r["rounds"] * r["again"]), desc="training on biographies", leave=False):
+    bar = tqdm(range(r["steps"] + r["rounds"] * r["again"]), desc="training on biographies", total=r["steps"], leave=False)
+    for step in bar:
         if step >= r["steps"] and (step - r["steps"]) % r["again"] == 0:
             right, unknown = share_learned(model, tokenizer, world, leave_out)
             if right >= r["right"] and unknown >= r["unknown"]: break
+            bar.total += r["again"]
         packed = step >= (1 - r["packed"]) * r["steps"]
         ids = _rows(biography_batch(world, rng, r["sentences"], leave_out=leave_out, step=step), tokenizer, r["row"], packed).to(device)
         loss = biographies_loss(model, ids, tokenizer, last_names, 0 if packed else r["enrich"], r["site"])

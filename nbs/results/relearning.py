@@ -45,6 +45,6 @@ def main(
                 curves = relearn_curves(setup, target, shown=len(target.facts) // 2, draws=2, steps=STEPS, every=EVERY, lr=lr)
                 rows.append(curves.groupby("step")[["shown", "unshown"]].mean().reset_index().assign(target=person, model=model, lr=lr))
             if done: done.restore(setup)
-            pd.concat([table, *rows], ignore_index=True)[["target", "model", "lr", "step", "shown", "unshown"]].round(3).to_csv(FILE, index=False)
+            pd.concat([table, *rows], ignore_index=True)[["target", "model", "lr", "step", "shown", "unshown"]].round(dict(shown=3, unshown=3)).to_csv(FILE, index=False)
 
 if __name__ == "__main__": typer.run(main)
