@@ -69,11 +69,15 @@ def relearn(
     with weights_kept(setup), threads_for(setup.model), torch.enable_grad():
         batch = answer_batch(setup, [(q.text, q.answers[0]) for q in questions([replace(target, facts=part[True])], setup.prompts, "loss")])
         own = [p.requires_grad_(True) for p in trained_parameters(setup, "all", "all").values()]
-        optimizer = torch.optim.AdamW(own, lr=lr or (3e-4 if small else 5e-6), weight_decay=0.0)
+        exact = [p if p.dtype == torch.float32 else p.detach().float() for p in own]        # steps this small would be lost between two numbers of bfloat16
+        optimizer = torch.optim.AdamW(exact, lr=lr or (3e-4 if small else 5e-6), weight_decay=0.0)
         for step in range(steps + 1):
             if step:
                 answer_loss(setup, batch).backward()
-                optimizer.step(); optimizer.zero_grad()
+                for p, e in zip(own, exact): e.grad = p.grad.to(e.dtype)
+                optimizer.step()
+                with torch.no_grad():
+                    for p, e in zip(own, exact): p.copy_(e); p.grad = e.grad = None
             if step % every and step != steps: continue
             said = answer(setup.model, setup.tokenizer, ask, setup.reply_tokens)
             rows.append(dict(step=step, shown=recall(said[:n], ask[:n]), unshown=recall(said[n:], ask[n:]), both=recall(said, ask)))

@@ -13,11 +13,11 @@ import pandas as pd, typer
 
 PEOPLE = ["Manny Pacquiao", "Ronald Reagan"]     # two of the twelve: one who seemed to be gone, one whom other questions bring back in part
 FILE = Path(__file__).with_suffix(".csv")
-STEPS, EVERY, SMALL, LARGE = 30, 3, 5e-6, 2e-5
+STEPS, EVERY, SMALL, LARGE = 30, 5, 5e-6, 2e-5
 
 def main(
     people:Annotated[list[str], typer.Argument(help="who is to be forgotten and learned again")] = PEOPLE,
-    methods:Annotated[str, typer.Option(help="beside the original; default: the setup's own objective")] = "default,refusal,npo,two_sided",
+    methods:Annotated[str, typer.Option(help="beside the original; default: the setup's own objective")] = "default,two_sided,refusal",
 ):
     "Recall of shown and unshown facts over the steps of fine-tuning."
     from samu.baselines import method_named
@@ -25,7 +25,7 @@ def main(
     from samu.models import load_setup
     from samu.saes import sae_for
     from samu.stress import relearn_curves
-    from samu.unlearning import make_task, unlearn
+    from samu.unlearning import make_task, unlearn_once
     setup = load_setup("gemma-3-270m")
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
@@ -39,7 +39,7 @@ def main(
             done = None
             if model != "original":
                 task = task or make_task(setup, sae, latents, person, grades)
-                done = unlearn(task, model)
+                done = unlearn_once(task, model)
             rows = []
             for lr in (SMALL, LARGE) if model in ("original", setup.objective) else (SMALL,):
                 curves = relearn_curves(setup, target, shown=len(target.facts) // 2, draws=2, steps=STEPS, every=EVERY, lr=lr)
