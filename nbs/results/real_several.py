@@ -1,6 +1,6 @@
 """Ten people forgotten one after another in Gemma 3 270M: the state after each of them goes into real_several.csv.
 
-    python nbs/results/real_several.py                 an hour and a half on two cores
+    python nbs/results/real_several.py                 two hours on two cores
     python nbs/results/real_several.py --ways last     one of the three ways
 
 The people are the first ten of the twelve of real_people.py when the four kinds take turns. Each is forgotten in the model that the one before has left behind, and nobody who is gone is among the names that are kept.
