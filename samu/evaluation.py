@@ -118,7 +118,7 @@ def fit_unknown_test(
 def fit_probes(
     setup:Setup, split:Split,
     layers=None,            # blocks above the site; up to four of them, spread out, if None, less those that take strangers for known
-    fooled:float=.15,        # the mean probability of being known, of held-out unknown names in scoring prompts, beyond which a probe is left out; the best one always stays
+    fooled:float=.15,       # the mean probability of being known, of held-out unknown names in scoring prompts, beyond which a probe is left out; the best one always stays
 ) -> dict:                  # layer -> a scikit-learn pipeline
     "Logistic probes for known against unknown names, fitted on the original model with the entities of the loss part. Those that fail on new names in new texts are left out."
     from sklearn.linear_model import LogisticRegression

@@ -738,6 +738,7 @@ def notebook_code(
         todo += met
     return sorted(out)
 
+# %% ../nbs/04_unlearning.ipynb #2e34b1fa
 def run_key(
     task:Task, method:Method,
     use:dict,    # settings
@@ -748,6 +749,7 @@ def run_key(
     return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, products=task.products, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
                            versions=versions(), code=files + notebook_code(unlearn, *vars(method).values())))
 
+# %% ../nbs/04_unlearning.ipynb #69a7c4ca
 def unlearn_once(
     task:Task,          # from `make_task`
     method="triplet",   # a `Method`, or the name of one
