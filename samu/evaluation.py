@@ -296,7 +296,7 @@ def compare(
     def place(): return name_pre_activations(setup, sae, [setup.find(target)])[0].cpu()
     with threads_for(setup.model):
         ref = make_reference(setup, sae, latents, target, grades, gold=gold)
-        task = make_task(setup, sae, latents, target, grades, seed=seed)
+        task = make_task(setup, sae, latents, target, grades, seed=seed, keep_frozen=not cached)
         rows, runs, places = [ref.original], {}, {"original": place()}
         for name in sorted(methods, key=lambda m: m == keep):
             runs[name] = (unlearn_once if cached else unlearn)(task, name, seed=seed, **options)

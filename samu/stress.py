@@ -23,7 +23,7 @@ from .entities import Entity, Question, questions
 from .models import NameBatch, Setup, answer, load_folder, load_setup, name_tokens, new_folder, perplexity, products_in, recall, residual_after, residuals_by_layer, threads_for, unwrap
 from .saes import sae_for
 from .latents import Latents, answer_edited, find_latents, grade, known_entities, renamed, split_for, steer
-from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, loop_settings, make_task, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, versions, weights_hash
+from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, float32_copies, loop_settings, make_task, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, update, versions, weights_hash
 from .baselines import method_named
 from .evaluation import cloud_figure, corrected, evaluate, fit_probes, make_reference, name_pre_activations, reference_group, retrained, unknown_behaviour
 
@@ -69,15 +69,12 @@ def relearn(
     with weights_kept(setup), threads_for(setup.model), torch.enable_grad():
         batch = answer_batch(setup, [(q.text, q.answers[0]) for q in questions([replace(target, facts=part[True])], setup.prompts, "loss")])
         own = [p.requires_grad_(True) for p in trained_parameters(setup, "all", "all").values()]
-        exact = [p if p.dtype == torch.float32 else p.detach().float() for p in own]        # steps this small would be lost between two numbers of bfloat16
+        exact = float32_copies(own)        # steps this small would be lost between two numbers of bfloat16
         optimizer = torch.optim.AdamW(exact, lr=lr or (3e-4 if small else 5e-6), weight_decay=0.0)
         for step in range(steps + 1):
             if step:
                 answer_loss(setup, batch).backward()
-                for p, e in zip(own, exact): e.grad = p.grad.to(e.dtype)
-                optimizer.step()
-                with torch.no_grad():
-                    for p, e in zip(own, exact): p.copy_(e); p.grad = e.grad = None
+                update(optimizer, exact, own)
             if step % every and step != steps: continue
             said = answer(setup.model, setup.tokenizer, ask, setup.reply_tokens)
             rows.append(dict(step=step, shown=recall(said[:n], ask[:n]), unshown=recall(said[n:], ask[n:]), both=recall(said, ask)))
@@ -448,23 +445,27 @@ RETAIN_EACH = dict(at_once=800, in_turn=4800)   # retained texts for each person
 
 def several_runs(
     setup:Setup, sae, latents:Latents, targets, way, grades, seed,   # as in `forget_several`
-):                                                                   # yields (task, settings of the loop that go with it)
+    turn:dict=None,      # settings of the loop for a person whose turn it is; a third of the steps, and smaller ones, if None
+    texts:int=None,      # retained texts for each person in turn; RETAIN_EACH says how many if None
+    pooled:bool=True,    # in turn from the original: whether everybody before adds theirs
+):                       # yields (task, settings of the loop that go with it)
     "The tasks of one way to forget several people, each when its turn comes."
     one, n = loop_settings(setup, method_named(setup.objective), {}), len(targets)
-    task = lambda people, gone=(), texts=1200, draw=seed: make_tasks(setup, sae, latents, people, grades, gone, texts, draw)
-    short = dict(weights="all", steps=round(one["steps"] / 3), lr=.4 * one["lr"], retain_batches=3)     # of a person whose turn it is
+    task = lambda people, gone=(), keep=1200, draw=seed: make_tasks(setup, sae, latents, people, grades, gone, keep, draw)
+    turn = dict(weights="all", steps=round(one["steps"] / 3), lr=.4 * one["lr"], retain_batches=3) if turn is None else turn
+    texts = texts or RETAIN_EACH["in_turn"]
     if n == 1: yield task(targets), {}
-    elif way == "at once": yield task(targets, texts=RETAIN_EACH["at_once"] * n), dict(weights="all", steps=round(one["steps"] * (1 + .05 * n)), retain_batches=6)
+    elif way == "at once": yield task(targets, keep=RETAIN_EACH["at_once"] * n), dict(weights="all", steps=round(one["steps"] * (1 + .05 * n)), retain_batches=6)
     elif way == "in turn, from the last":
-        for i, t in enumerate(targets): yield task([t], targets[:i], RETAIN_EACH["in_turn"], seed + i), short
+        for i, t in enumerate(targets): yield task([t], targets[:i], texts, seed + i), turn
     else:
-        tasks = [task([t], targets[:i], RETAIN_EACH["in_turn"], seed + i) for i, t in enumerate(targets)]           # all of them from the original
+        tasks = [task([t], targets[:i], texts, seed + i) for i, t in enumerate(targets)]           # all of them from the original
         retain = []
         for i, mine in enumerate(tasks):
-            retain = without_names(setup, retain + mine.retain, targets[:i + 1])
+            retain = without_names(setup, retain + mine.retain, targets[:i + 1]) if pooled else mine.retain
             earlier = [(b, was) for t in tasks[:i] for b, was in zip(t.forget, t.before)]
             old, were = merged_batches(*zip(*earlier)) if earlier and way == "in turn, rehearsing" else ([], [])
-            yield replace(mine, forget=mine.forget + old, before=mine.before + were, retain=retain), short
+            yield replace(mine, forget=mine.forget + old, before=mine.before + were, retain=retain), turn
 
 
 # %% ../nbs/07_stress.ipynb #9545daf1

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEPT_PLACES', 'Aim', 'coordinate_scale', 'aim_for',
            'Before', 'triplet', 'hinge', 'match', 'residual_target', 'mean_residual', 'stranger', 'stranger_residual',
-           'objective', 'TextBatch', 'text_batches', 'residual_retain', 'answer_loss', 'Method', 'site_method',
-           'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training', 'texts_to_keep',
-           'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance',
-           'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'training_step', 'loop_settings',
-           'history_table', 'add_adapters', 'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key',
-           'take_back', 'finished', 'run_loop', 'unlearn', 'history_figure', 'versions', 'samu_version',
-           'notebook_code', 'run_key', 'unlearn_once', 'Injection', 'injections_for', 'final_hidden', 'recall_loss',
-           'both_retain', 'note_recall', 'save_model']
+           'objective', 'TextBatch', 'text_batches', 'freeze', 'residual_retain', 'answer_loss', 'Method',
+           'site_method', 'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training',
+           'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned',
+           'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'float32_copies',
+           'update', 'training_step', 'loop_settings', 'history_table', 'add_adapters', 'remove_adapters', 'Progress',
+           'start_progress', 'look', 'new_key', 'take_back', 'finished', 'run_loop', 'unlearn', 'history_figure',
+           'versions', 'samu_version', 'notebook_code', 'run_key', 'unlearn_once', 'Injection', 'injections_for',
+           'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, functools, hashlib, inspect, json, os, platform, time
@@ -148,7 +148,7 @@ def text_batches(
     texts,                 # texts, or (prompt, answer) pairs, of which only the answers count
     batch_tokens:int=400,  # tokens in a batch, about
     max_tokens:int=96,     # longer texts are cut here
-    keep_frozen:bool=True, # compute the frozen residuals at the site
+    keep_frozen:bool=True, # compute the frozen residuals at the site; else `freeze` can do so later
 ) -> list:                 # of `TextBatch`
     "Batch texts by length, once, with the frozen residuals or the places of the answers."
     rows = {}
@@ -165,9 +165,18 @@ def text_batches(
             places = [(r, c - 1, number) for r, (_, first, number) in enumerate(part) for c in range(first, length)]
             row, column, index = (torch.tensor(x, device=setup.device) for x in zip(*places))
             ids = torch.tensor([ids for ids, _, _ in part], device=setup.device)
-            with torch.no_grad(): frozen = setup.model(ids, stop_at_layer=setup.layer + 1)[:, 1:].clone() if keep_frozen else None
-            out.append(TextBatch(ids, row, column, frozen, index))
+            out.append(TextBatch(ids, row, column, None, index))
+    if keep_frozen: freeze(setup, out)
     return out
+
+@torch.no_grad()
+def freeze(
+    setup:Setup,
+    batches,      # of `TextBatch`
+):
+    "Give batches the frozen residuals that they lack, from the model as it is now."
+    for b in batches:
+        if b.frozen is None: b.frozen = setup.model(b.ids, stop_at_layer=setup.layer + 1)[:, 1:].clone()
 
 # %% ../nbs/04_unlearning.ipynb #b5748171
 def residual_retain(
@@ -344,6 +353,7 @@ def make_task(
     retain_texts:int=None,  # texts that hold the model in place; as many of each of four sorts, as far as there are; the setup's default (1200)
     seed:int=0,             # of the choice of retain texts
     products:str=None,      # how matrices are multiplied, here and in the loop: "bfloat16", "full" or "auto"; the setup's default (full)
+    keep_frozen:bool=True,  # compute the frozen residuals of the retain texts now, which is most of the work; else the first run does, and a run from the cache needs none
 ) -> Task:
     "Prepare to forget one entity. Only prompts and names of the loss part are used. Raises ValueError for a target that is not known."
     import random
@@ -362,7 +372,7 @@ def make_task(
         before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, facts))
         return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
                     text_batches(setup, [(q.text, q.answers[0]) for q in facts], keep_frozen=False),
-                    text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
+                    text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size, keep_frozen=keep_frozen),
                     text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False), facts, products=products)
 
 # %% ../nbs/04_unlearning.ipynb #396a0956
@@ -480,6 +490,29 @@ def retain_loss(
     "A method's retain loss on one batch."
     with recomputed(task.setup, method.recompute): return RETAIN_LOSSES[method.retain][1](task, batch)
 
+# %% ../nbs/04_unlearning.ipynb #5cab386c
+def float32_copies(
+    own,          # parameters
+) -> list:        # of parameters
+    "What an optimiser should hold: float32 copies of parameters in another type, and float32 parameters themselves."
+    return [p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True) for p in own]
+
+def update(
+    optimizer,
+    parameters,       # those of the optimiser, from `float32_copies`
+    own,              # the same in the model, with gradients
+    largest:float=None,  # norm to which the gradients are cut, if it is larger
+):
+    "One step of the optimiser, carried over to the model; gradients are gone afterwards."
+    for p, o in zip(parameters, own):
+        if p is not o: p.grad, o.grad = o.grad.to(p.dtype), None
+    if largest: torch.nn.utils.clip_grad_norm_(parameters, largest)
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for p, o in zip(parameters, own):
+            if p is not o: o.copy_(p)
+
 # %% ../nbs/04_unlearning.ipynb #692c1db2
 def training_step(
     task:Task, method:Method,
@@ -498,14 +531,7 @@ def training_step(
         part = retain_loss(task, method, b) / len(retain)
         (retain_weight * part).backward()
         keep = keep + part.detach()
-    for master, own in zip(parameters, models_own):
-        if master is not own: master.grad, own.grad = own.grad.to(master.dtype), None
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    with torch.no_grad():
-        for master, own in zip(parameters, models_own):
-            if master is not own: own.copy_(master)
+    update(optimizer, parameters, models_own, largest=1.0)
     return forget.detach(), keep
 
 # %% ../nbs/04_unlearning.ipynb #356aab1b
@@ -593,7 +619,7 @@ def start_progress(
     trained = trained_parameters(setup, use["blocks"], use["weights"])
     original = {k: p.detach().clone() for k, p in trained.items()}
     own = [p.requires_grad_(True) for p in (add_adapters(setup, trained, use["lora_rank"], seed) if use["lora_rank"] else trained.values())]
-    parameters = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_(True) for p in own]
+    parameters = float32_copies(own)
     optimizer = torch.optim.AdamW(parameters, lr=use["lr"], weight_decay=0.0)
     if moments: optimizer.load_state_dict(optimizer.state_dict() | dict(state=moments))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / 5) * (1 - 0.9 * i / use["steps"]))
@@ -688,8 +714,9 @@ def unlearn(
     method = method_named(method) if isinstance(method, str) else method
     use = loop_settings(setup, method, dict(steps=steps, lr=lr, blocks=blocks, weights=weights, retain_weight=retain_weight, retain_batches=retain_batches, check_every=check_every, stop_at=stop_at, lora_rank=lora_rank, share=share))
     retain_batches_of(task, method)                      # complains now, not in the middle
-    if method.prepare:
-        with torch.no_grad(), products_in(setup.model, task.products): method.prepare(task)
+    with torch.no_grad(), products_in(setup.model, task.products):
+        freeze(setup, task.retain)
+        if method.prepare: method.prepare(task)
     progress = start_progress(setup, use, moments, seed)
     run_loop(task, method, progress, use, random.Random(seed), watch)
     card = dict(settings=dict(use, seed=seed, retain=method.retain, products=task.products, steps_taken=len(progress.losses)), history=history_table(progress.losses, progress.looks),

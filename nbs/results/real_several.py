@@ -1,7 +1,7 @@
 """Ten people forgotten one after another in Gemma 3 270M: the state after each of them goes into real_several.csv.
 
     python nbs/results/real_several.py                 two hours on two cores
-    python nbs/results/real_several.py --ways last     one of the three ways
+    python nbs/results/real_several.py --way "from the last"     one of the three ways
 
 The people are the first ten of the twelve of real_people.py when the four kinds take turns. Each is forgotten in the model that the one before has left behind, and nobody who is gone is among the names that are kept.
 Three ways: the residuals to be kept (and the stranger's) are read anew from the model that the last person left; or all of them from the original, before anything is trained; or so, and whoever is gone is trained along ("rehearsing").
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 FILE = Path(__file__).with_suffix(".csv")
 
-WAYS = dict(last="from the last", original="from the original", rehearsing="from the original, rehearsing")
+WAYS = {"from the last": "in turn, from the last", "from the original": "in turn", "from the original, rehearsing": "in turn, rehearsing"}      # here -> in chapter 07
 PEOPLE = [people[i] for i in range(3) for people in TWELVE.values()]       # one of each kind, then the second of each kind, ...
 
 def asked_about(setup, person, grades):
@@ -28,16 +28,16 @@ def asked_about(setup, person, grades):
     others = namesakes(setup, split.target, split.held_out, 4) or [e for e in split.unknown_score if e.kind == split.target.kind][:4]     # names of one word have no namesakes
     return questions([split.target], setup.prompts), questions(others, setup.prompts, facts=split.target.facts)
 
-def main(ways:Annotated[str, typer.Option(help="some of last, original, rehearsing")] = "last,original,rehearsing", most:Annotated[int, typer.Option(help="people", min=1, max=12)] = 10):
+def main(way:Annotated[list[str], typer.Option(help="one of the three ways; all if none is given")] = list(WAYS), most:Annotated[int, typer.Option(help="people", min=1, max=12)] = 10):
     "Forget people in turn and keep a row for each look."
-    from dataclasses import replace
     from samu.entities import questions
     from samu.evaluation import corrected, enough_questions
     from samu.latents import few_prompts, find_latents, grade, split_for
     from samu.models import answer, load_setup, perplexity, products_in, recall
     from samu.saes import sae_for
-    from samu.stress import make_tasks, merged_batches, weights_kept
+    from samu.stress import several_runs, weights_kept
     from samu.unlearning import unlearn
+    if wrong := [w for w in way if w not in WAYS]: raise typer.BadParameter(f"there is no way {wrong[0]!r}; choose from {', '.join(map(repr, WAYS))}")
     setup = load_setup("gemma-3-270m")
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
@@ -52,21 +52,16 @@ def main(ways:Annotated[str, typer.Option(help="some of last, original, rehearsi
         mean = lambda names: sum(each[p] for p in names) / len(names) if names else None
         return dict(forgotten=len(gone), gone=mean(gone), worst=max((each[p] for p in gone), default=None), to_come=mean([p for p in people if p not in gone]),
                     kept=right(kept), others=right(others), perplexity=perplexity(setup.model, setup.tokenizer, setup.ordinary["score"]), **each)
-    texts = setup.training["retain_texts"]
-    for way in ways.split(","):
+    for w in way:
         table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["way"])
-        if WAYS[way] in set(table.way): continue
-        rows, seconds, key = [dict(way=WAYS[way]) | look([])], 0.0, setup.key
-        tasks = [] if way == "last" else [make_tasks(setup, sae, latents, [p], grades, people[:i], texts, seed=i) for i, p in enumerate(people)]
+        if w in set(table.way): continue
+        rows, seconds, key = [dict(way=w) | look([])], 0.0, setup.key
+        runs = several_runs(setup, sae, latents, people, WAYS[w], grades, 0, turn={}, texts=setup.training["retain_texts"], pooled=False)      # each person's run is that of a single person
         with weights_kept(setup):
-            for i, person in enumerate(tqdm(people, desc=WAYS[way])):
-                task = tasks[i] if tasks else make_tasks(setup, sae, latents, [person], grades, people[:i], texts, seed=i)
-                if way == "rehearsing" and i:
-                    old, were = merged_batches([b for t in tasks[:i] for b in t.forget], [b for t in tasks[:i] for b in t.before])
-                    task = replace(task, forget=task.forget + old, before=task.before + were)
+            for i, (task, _) in enumerate(tqdm(runs, desc=w, total=len(people))):
                 done = unlearn(task, setup.objective, seed=i)
                 seconds += done.seconds
-                if i % 5 == 4 or i == len(people) - 1: rows.append(dict(way=WAYS[way]) | look(people[:i + 1]) | dict(seconds=seconds))
+                if i % 5 == 4 or i == len(people) - 1: rows.append(dict(way=w) | look(people[:i + 1]) | dict(seconds=seconds))
         setup.key = key
         pd.concat([table, pd.DataFrame(rows)], ignore_index=True).round(4).to_csv(FILE, index=False)
 
