@@ -287,13 +287,17 @@ def answer_edited(
     layer, groups = setup.layer if layer is None else layer, defaultdict(list)
     for i, q in enumerate(asked):
         ids, start, stop = name_tokens(setup.tokenizer, q)
-        groups[len(ids), start, stop].append(i)
+        groups[stop - start].append((len(ids), start, i))
     replies = [None] * len(asked)
-    for (length, start, stop), where in groups.items():
-        for part in (where[i:i + 64] for i in range(0, len(where), 64)):
+    for width, group in groups.items():
+        group.sort()                                           # `answer` takes prompts by their length; this is its order
+        for part in (group[i:i + 64] for i in range(0, len(group), 64)):
+            lengths, starts, part = zip(*part)
+            row = torch.arange(len(part), device=setup.device)[:, None]
+            column = torch.tensor([[lengths[-1] - n + start] for n, start in zip(lengths, starts)], device=setup.device) + torch.arange(width, device=setup.device)   # shorter prompts are padded on the left
             def at_name(h):
-                if h.shape[1] != length: return h              # later tokens, read one at a time
-                h = h.clone(); h[:, start:stop] = edit(h[:, start:stop].float(), part).to(h.dtype)
+                if h.shape[1] != lengths[-1]: return h         # later tokens, read one at a time
+                h = h.clone(); h[row, column] = edit(h[row, column].float(), part).to(h.dtype)
                 return h
             with edit_residual(setup.model, layer, at_name):
                 for i, r in zip(part, answer(setup.model, setup.tokenizer, [asked[i] for i in part], max_new_tokens or setup.reply_tokens)): replies[i] = r

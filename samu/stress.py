@@ -418,7 +418,7 @@ def make_tasks(
     together = lambda name: [x for t in tasks for x in getattr(t, name)]
     forget, before = merged_batches(together("forget"), together("before"))
     with products_in(setup.model, tasks[0].products):                    # as the loop will multiply
-        return replace(tasks[0], target=replace(tasks[0].target, name=" + ".join(t.target.name for t in tasks)), forget=forget, before=before, validate=together("validate"), asked=together("asked"),
+        return replace(tasks[0], target=replace(tasks[0].target, name=" + ".join(t.target.name for t in tasks)), forget=forget, before=before, validate=together("validate"), asked=together("asked"), check=together("check"), guess=together("guess"),
                        answers=text_batches(setup, [(q.text, q.answers[0]) for q in together("asked")], keep_frozen=False),
                        retain=text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size),
                        retain_answers=text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False))

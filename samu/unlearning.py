@@ -9,10 +9,10 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'site_method', 'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training',
            'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned',
            'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'float32_copies',
-           'update', 'training_step', 'loop_settings', 'history_table', 'add_adapters', 'remove_adapters', 'Progress',
-           'start_progress', 'look', 'new_key', 'take_back', 'finished', 'run_loop', 'unlearn', 'history_figure',
-           'versions', 'samu_version', 'notebook_code', 'run_key', 'unlearn_once', 'Injection', 'injections_for',
-           'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
+           'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters', 'remove_adapters',
+           'Progress', 'start_progress', 'look', 'new_key', 'still_recalled', 'take_back', 'finished', 'run_loop',
+           'unlearn', 'history_figure', 'versions', 'samu_version', 'notebook_code', 'run_key', 'unlearn_once',
+           'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, functools, hashlib, inspect, json, os, platform, time
@@ -241,6 +241,8 @@ class Task:
     retain: list          # of `TextBatch`, with frozen residuals
     retain_answers: list = field(default_factory=list)  # of `TextBatch`, the same texts about names, with the places of their answers
     asked: list = field(default_factory=list)           # the questions of `answers`, in their order
+    check: list = field(default_factory=list)           # all loss prompts about the target's facts, and
+    guess: list = field(default_factory=list)           # the same about strangers: whether the target is still recalled
     notes: dict = field(default_factory=dict)           # what a method's `prepare` has found out
     products: str = "full"                              # how the frozen residuals were computed, and how the loop will: see `products_in`
 
@@ -366,6 +368,7 @@ def make_task(
     forget, _ = name_batches(setup.tokenizer, where)
     validate, _ = name_batches(setup.tokenizer, [q for q in asked if q.text == held[q.attribute]], device=setup.device)
     facts = [q for q in train if q.attribute in split.target.facts]
+    others = namesakes(setup, split.target, [*split.retain, *split.unknown_loss], 4) or [e for e in split.unknown_loss if e.kind == split.target.kind][:4]      # names of one word have no namesakes
     keep = texts_to_keep(setup, split, (setup.training.get("retain_texts", 1200) if retain_texts is None else retain_texts) // 4, rng)
     size = setup.training.get("batch_tokens", 400)
     with products_in(setup.model, products or setup.training.get("products", "full")) as products:
@@ -373,7 +376,8 @@ def make_task(
         return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
                     text_batches(setup, [(q.text, q.answers[0]) for q in facts], keep_frozen=False),
                     text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size, keep_frozen=keep_frozen),
-                    text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False), facts, products=products)
+                    text_batches(setup, [pair for pair in keep if pair[1]], size, keep_frozen=False), facts,
+                    [q for q in asked if q.attribute in split.target.facts], questions(others, setup.prompts, "loss", facts=split.target.facts), products=products)
 
 # %% ../nbs/04_unlearning.ipynb #396a0956
 def trained_parameters(
@@ -537,6 +541,12 @@ def training_step(
 # %% ../nbs/04_unlearning.ipynb #356aab1b
 LOOP = dict(steps=100, lr=1e-3, retain_weight=20.0, retain_batches=3, blocks="site", weights="mlp", check_every=5, stop_at=0.3, lora_rank=0, share=1.0)
 
+def shares_of(
+    share,        # a number, or several
+) -> tuple:       # of numbers
+    "The setting `share` as a tuple."
+    return tuple(share) if isinstance(share, (list, tuple)) else (share,)
+
 def loop_settings(
     setup:Setup, method:Method,
     asked:dict,   # what the caller wants otherwise; None means no wish
@@ -548,7 +558,8 @@ def loop_settings(
     use = LOOP | {k: v for k, v in setup.training.items() if k in LOOP} | own | {k: v for k, v in asked.items() if v is not None}
     if "lr" not in own and asked.get("lr") is None: use["lr"] = use["lr"] * method.lr_times
     if use["steps"] < 1: raise ValueError(f"steps must be at least 1, not {use['steps']}")
-    if not 0 < use["share"] <= 1: raise ValueError(f"share must be above 0 and at most 1, not {use['share']}")
+    shares = shares_of(use["share"])
+    if not shares or list(shares) != sorted(shares) or not all(0 < s <= 1 for s in shares): raise ValueError(f"share must be above 0 and at most 1, or several such numbers that rise, not {use['share']}")
     if use["lora_rank"] < 0: raise ValueError(f"lora_rank must be 0 or more, not {use['lora_rank']}")
     return use
 
@@ -607,6 +618,7 @@ class Progress:
     losses: list = field(default_factory=list)  # (forget, retain) of each step
     looks: dict = field(default_factory=dict)   # step -> distance from the unknown centroid
     times: list = field(default_factory=list)   # seconds of each step
+    share: float = 1.0  # of the change that stayed in the end
     calm: int = 0       # looks in a row at which the target was as near as the stopping rule wants
 
 def start_progress(
@@ -647,12 +659,27 @@ def new_key(
     before, setup.key = setup.key, config_key(dict(key=setup.key, weights=weights_hash(changed)))
     return before, setup.key
 
+def still_recalled(
+    task:Task,
+) -> bool:
+    "Whether the model gives the target's facts in loss prompts more often than a stranger of that name would get them."
+    setup = task.setup
+    share = lambda asked: recall(answer(setup.model, setup.tokenizer, asked, setup.reply_tokens), asked)
+    return share(task.check) > share(task.guess)
+
 def take_back(
-    progress:Progress,
-    share:float,     # of the change that stays
-):
+    task:Task, progress:Progress,
+    share,           # of the change that stays; of several, ascending, the first with which the target is no longer recalled, or the last
+) -> float:          # the share that was taken
     "Take back a part of what the loop has changed."
-    if share < 1: put_weights(progress.trained, {k: progress.original[k].lerp(p.detach(), share) for k, p in progress.trained.items()})
+    *smaller, largest = shares_of(share)
+    whole = {k: p.detach().clone() for k, p in progress.trained.items()} if largest < 1 or smaller else {}
+    def keep(s): put_weights(progress.trained, {k: progress.original[k].lerp(w, s) for k, w in whole.items()})
+    for s in smaller:
+        keep(s)
+        if not still_recalled(task): return s
+    if whole: keep(largest)
+    return largest
 
 def finished(
     task:Task, method:Method,
@@ -684,7 +711,8 @@ def run_loop(
                 progress.schedule.step(); progress.times.append(time.perf_counter() - before)
                 if (step + 1) % every == 0 or step == steps - 1:
                     if look(task, progress, step + 1, use["stop_at"], watch) and method.stops: break
-        remove_adapters(task.setup, merge=True); take_back(progress, use["share"])
+        remove_adapters(task.setup, merge=True)
+        with torch.no_grad(), products_in(task.setup.model, task.products), threads_for(task.setup.model): progress.share = take_back(task, progress, use["share"])
     except BaseException:
         remove_adapters(task.setup, merge=False); put_weights(progress.trained, progress.original); raise
     finally:
@@ -702,7 +730,7 @@ def unlearn(
     retain_batches:int=None,   # retain batches in each step; the setup's default (3)
     check_every:int=None,      # steps between two looks at the stopping rule; likewise (5)
     stop_at:float=None,        # the rule: D_U on validation prompts at most this, twice in a row; likewise (0.3)
-    share:float=None,          # of the change of the weights that is kept in the end; the setup's default (1). Where forgetting is easy, the last steps go farther than need be, and neighbours pay
+    share=None,                # of the change of the weights that is kept in the end; the setup's default (1). Where forgetting is easy, the last steps go farther than need be, and neighbours pay. Of several shares the first one with which the target's loss prompts bring no more than guessing
     lora_rank:int=None,        # train adapters of this rank instead of the matrices themselves; 0, the default: the matrices
     seed:int=0,                # of the order of retain batches
     watch=None,                # called with (step, task) at every look
@@ -719,7 +747,7 @@ def unlearn(
         if method.prepare: method.prepare(task)
     progress = start_progress(setup, use, moments, seed)
     run_loop(task, method, progress, use, random.Random(seed), watch)
-    card = dict(settings=dict(use, seed=seed, retain=method.retain, products=task.products, steps_taken=len(progress.losses)), history=history_table(progress.losses, progress.looks),
+    card = dict(settings=dict(use, share=progress.share, seed=seed, retain=method.retain, products=task.products, steps_taken=len(progress.losses)), history=history_table(progress.losses, progress.looks),
                 seconds=time.perf_counter() - start, step_ms=1000 * sorted(progress.times)[len(progress.times) // 2], peak_mb=peak_memory(setup.device))
     return finished(task, method, card, progress.trained, progress.original, None if moments is None else progress.optimizer.state_dict()["state"])
 

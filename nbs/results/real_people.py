@@ -4,7 +4,7 @@
     python nbs/results/real_people.py "Tiger Woods"        somebody else, with the default objective
     python nbs/results/real_people.py --seeds 0 --methods default,npo --each 1
 
-Runs that the table holds already are not made again. The rows of one call are made in this order: the default objective with the first seed, for everybody, with attacks; then the other seeds; then the other methods.
+Runs that the table holds already are not made again. Runs with the first seed are attacked, too.
 """
 from pathlib import Path
 from typing import Annotated
@@ -20,19 +20,15 @@ TWELVE = dict(athlete=["George Foreman", "Manny Pacquiao", "Sachin Tendulkar"], 
               scientist=["Carl Linnaeus", "Erwin Schrödinger", "Rachel Carson"])
 
 def attacked(ref, strangers):
-    "What rounding to eight bits, other words, and twelve steps of fine-tuning on the other facts bring back, corrected for guessing."
+    "What rounding to eight bits and other words bring back, corrected for guessing."
     from samu.evaluation import corrected
     from samu.models import products_in
-    from samu.stress import attack_recall, quantised_recall, relearn_curves
+    from samu.stress import attack_recall, quantised_recall
     setup, target, prior = ref.setup, ref.split.target, ref.original["target_prior"]
     helpers = [e for e in ref.split.held_out if e.kind == target.kind][:20]
     with products_in(setup.model, "auto"): attacks = attack_recall(setup, target, helpers, strangers)
-    row = dict(int8_corrected=corrected(quantised_recall(setup, ref.target_q, (8,))["int8"], prior), attack_corrected=max(corrected(a.recall, a.prior) for a in attacks.itertuples()),
+    return dict(int8_corrected=corrected(quantised_recall(setup, ref.target_q, (8,))["int8"], prior), attack_corrected=max(corrected(a.recall, a.prior) for a in attacks.itertuples()),
                **{f"attack_{a.attack}": corrected(a.recall, a.prior) for a in attacks.itertuples()})
-    if len(target.facts) > 1:
-        unshown = relearn_curves(setup, target, shown=len(target.facts) // 2, draws=2, steps=12, every=2).groupby("step").unshown.mean()
-        row["unshown_peak"] = corrected(unshown.max(), prior)
-    return row
 
 def main(
     people:Annotated[list[str], typer.Argument(help="who is to be forgotten; the twelve of the chapter, if nobody is named")] = None,
@@ -53,20 +49,21 @@ def main(
     people, seeds = people or [p for kind in TWELVE.values() for p in kind[:each]], [int(s) for s in seeds.split(",")]
     names = [setup.objective if m == "default" else m for m in methods.split(",")]
     for n in names: method_named(n)                        # complains now
-    wanted = [[(names[0], s)] for s in seeds] + ([[(n, seeds[0]) for n in names[1:]]] if names[1:] else [])
-    for group in wanted:
-        for person in tqdm(people, desc=", ".join(f"{m}, seed {s}" for m, s in group)):
-            table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target", "method", "seed"])
-            there = set(table[["target", "method", "seed"]].itertuples(index=False, name=None))
-            todo = [g for g in group if (person, *g) not in there]
-            if not todo: continue
-            ref = make_reference(setup, sae, latents, person, grades)
-            about = dict(target=person, kind=ref.split.target.kind, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q))
-            rows = [] if (person, "original", 0) in there else [about | dict(seed=0) | ref.original]
-            task = make_task(setup, sae, latents, person, grades, seed=todo[0][1])
-            for method, seed in todo:
+    wanted = [(names[0], s) for s in seeds] + [(n, seeds[0]) for n in names[1:]]
+    for person in tqdm(people):
+        table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target", "method", "seed"])
+        there = set(table[["target", "method", "seed"]].itertuples(index=False, name=None))
+        todo = [g for g in wanted if (person, *g) not in there]
+        if not todo: continue
+        ref = make_reference(setup, sae, latents, person, grades)
+        strangers = [e for e in ref.split.unknown_score if e.kind == ref.split.target.kind][:2]
+        about = dict(target=person, kind=ref.split.target.kind, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q))
+        rows = [] if (person, "original", 0) in there else [about | dict(seed=0) | ref.original]
+        for seed in dict.fromkeys(s for _, s in todo):
+            task = make_task(setup, sae, latents, person, grades, seed=seed)
+            for method in (m for m, s in todo if s == seed):
                 done = unlearn(task, method, seed=seed)
-                rows.append(about | dict(seed=seed) | evaluate(ref, method, done) | (attacked(ref, [e for e in ref.split.unknown_score if e.kind == ref.split.target.kind][:2]) if seed == seeds[0] else {}))
+                rows.append(about | dict(seed=seed, share=done.settings["share"]) | evaluate(ref, method, done) | (attacked(ref, strangers) if seed == seeds[0] else {}))
                 done.restore(setup)
                 pd.concat([table, pd.DataFrame(rows)], ignore_index=True).round(4).to_csv(FILE, index=False)
 
