@@ -365,6 +365,7 @@ def compare_many(
     file=None,      # CSV that keeps the rows; those already there are not made again
     gold=None,      # function: name -> setups from `retrained`
     also=None,      # function: name -> function without arguments, which gives further fields of the model that the setup holds at the moment
+    cached:bool=False, # as in `compare`
     command:str="", # goes into the first line of the file, so that a reader can run it again
 ) -> pd.DataFrame:  # a row for the original of each target, and one for each target, seed and method
     "Every method on every target with every seed. The setup's model is the original again afterwards."
@@ -381,10 +382,10 @@ def compare_many(
             more = also(name) if also else dict
             if (setup.name, name, seeds[0], "original") not in there: keep(name, seeds[0], "original", ref.original | more())
             for seed in dict.fromkeys(s for s, _ in todo):
-                task = make_task(setup, sae, latents, name, grades, seed=seed)
+                task = make_task(setup, sae, latents, name, grades, seed=seed, keep_frozen=not cached)
                 for m in tqdm([m for s, m in todo if s == seed], desc=f"{name}, seed {seed}", leave=False):
-                    done = unlearn(task, m, seed=seed)
-                    try: keep(name, seed, m, evaluate(ref, m, done) | more())
+                    done = (unlearn_once if cached else unlearn)(task, m, seed=seed)
+                    try: keep(name, seed, m, evaluate(ref, m, done, cached) | more())
                     finally: done.restore(setup)
     asked = {*methods, "original"}
     return pd.DataFrame([r for r in rows if (r["setup"], r["method"] in asked, r["target"] in targets) == (setup.name, True, True)])

@@ -23,7 +23,7 @@ from .entities import Entity, Question, questions
 from .models import NameBatch, Setup, answer, load_folder, load_setup, name_tokens, new_folder, perplexity, products_in, recall, residual_after, residuals_by_layer, threads_for, unwrap
 from .saes import sae_for
 from .latents import Latents, answer_edited, find_latents, grade, known_entities, renamed, split_for, steer
-from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, float32_copies, loop_settings, make_task, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, update, versions, weights_hash
+from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, float32_copies, kept_result, loop_settings, make_task, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, unlearn_once, update, versions, weights_hash
 from .baselines import method_named
 from .evaluation import cloud_figure, corrected, evaluate, fit_probes, make_reference, name_pre_activations, reference_group, retrained, unknown_behaviour
 
@@ -86,13 +86,17 @@ def relearn_curves(
     target:Entity,     # with facts
     shown:int=3,       # how many facts are shown
     draws:int=3,       # how often they are drawn; each fact is unshown in turn
+    cached:bool=False, # curves that were made before for this very model are taken from the cache, and new ones are kept there
     **options,         # passed to `relearn`
 ) -> pd.DataFrame:     # as from `relearn`, with draw
     "Relearning with several choices of what is shown. Raises ValueError if there are not more facts than are shown."
     names = list(target.facts)
     if not 0 < shown < len(names): raise ValueError(f"{shown} of the {len(names)} facts of {target.name!r} cannot be shown with some left over; show fewer")
     picks = [[names[(d * (len(names) - shown) + i) % len(names)] for i in range(shown)] for d in range(draws)]
-    return pd.concat([relearn(setup, target, pick, **options).assign(draw=d) for d, pick in enumerate(picks)], ignore_index=True)
+    def make(): return pd.concat([relearn(setup, target, pick, **options).assign(draw=d) for d, pick in enumerate(picks)], ignore_index=True)
+    if not cached: return make()
+    told = [(q.text, q.answers) for use in ("loss", "score") for q in questions([target], setup.prompts, use)]
+    return pd.DataFrame(kept_result("relearned", dict(model=setup.key, told=told, picks=picks, tokens=setup.reply_tokens, options=options), lambda: make().to_dict("list")))
 
 def steps_to_half(
     curves:pd.DataFrame,  # from `relearn_curves`
@@ -318,10 +322,11 @@ def patch_depth(
     layers=None,       # all if None
 ) -> pd.DataFrame:     # layer, recall
     "Recall of one model with another's residuals at the name, after one block at a time. Raises ValueError for names of different lengths."
+    def widths(setup, asked): return [stop - start for _, start, stop in (name_tokens(setup.tokenizer, q) for q in asked)]
+    if widths(giver, given or asked) != widths(taker, asked): raise ValueError("giver and taker must be asked about names with the same number of tokens")
     rows = []
     for layer in range(taker.model.cfg.n_layers) if layers is None else layers:
-        parts, own = name_parts(giver, given or asked, layer), name_parts(taker, asked, layer)
-        if any(len(a) != len(b) for a, b in zip(parts, own)): raise ValueError("giver and taker must be asked about names with the same number of tokens")
+        parts = name_parts(giver, given or asked, layer)
         put = lambda h, which: torch.stack([parts[i] for i in which])
         rows.append(dict(layer=layer, recall=recall(answer_edited(taker, asked, put, layer), asked)))
     return pd.DataFrame(rows)
@@ -477,6 +482,7 @@ def forget_several(
     way:str="at once",      # one of `WAYS`
     grades=None,            # from `grade`
     seed:int=0,             # of the loop
+    cached:bool=False,      # a run "at once" is taken from the cache if it was made before, and kept there
 ) -> dict:                  # people, way, mean and worst target_recall, retain_ratio, unknown_rate, perplexity_ratio, seconds, seconds_each
     "Forget several people and measure. The model is the original again afterwards. Raises ValueError for another way."
     if way not in WAYS: raise ValueError(f"way must be one of {', '.join(map(repr, WAYS))}, not {way!r}")
@@ -493,7 +499,9 @@ def forget_several(
             first, start = look(), time.perf_counter()
             method, moments = method_named(method) if isinstance(method, str) else method, {}
             every_step = replace(method, stops=method.stops and len(targets) == 1)
-            for task, options in several_runs(setup, sae, latents, list(targets), way, grades, seed): moments = unlearn(task, every_step, seed=seed, moments=moments, **options).moments
+            for task, options in several_runs(setup, sae, latents, list(targets), way, grades, seed):
+                if cached and way == "at once": unlearn_once(task, every_step, seed=seed, **options)
+                else: moments = unlearn(task, every_step, seed=seed, moments=moments, **options).moments
             seconds, row = time.perf_counter() - start, look()
         finally: setup.key = key
     for f in ("retain_ratio", "perplexity_ratio"): row[f] /= max(first[f], 1e-9)
@@ -535,7 +543,7 @@ def make_stress(
     n = min(3, len(entity.facts) - 1)
     if n < 1: raise ValueError(f"{entity.name!r} has one fact only; relearning needs one to show and one to watch")
     learner = gold or setup
-    taught = relearn_curves(learner, entity if gold else replace(strangers[0], facts=entity.facts), n)
+    taught = relearn_curves(learner, entity if gold else replace(strangers[0], facts=entity.facts), n, cached=True)      # the frozen models' curves are the same for every model under attack
     them = {"original": setup, **({"retrained": gold} if gold else {})}
     patched = pd.concat([patch_depth(setup, setup, ask, [renamed(q, s) for q in ask]) for s in strangers]).groupby("layer", as_index=False).recall.mean()
     steered = pd.concat([steer_back(setup, sae, latents, [renamed(q, s) for q in ask]) for s in strangers]).groupby(["what", "strength"], sort=False, as_index=False).recall.mean()

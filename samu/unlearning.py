@@ -6,13 +6,14 @@
 __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEPT_PLACES', 'Aim', 'coordinate_scale', 'aim_for',
            'Before', 'triplet', 'hinge', 'match', 'residual_target', 'mean_residual', 'stranger', 'stranger_residual',
            'objective', 'TextBatch', 'text_batches', 'freeze', 'residual_retain', 'answer_loss', 'Method',
-           'site_method', 'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training',
-           'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned',
-           'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'float32_copies',
-           'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters', 'remove_adapters',
-           'Progress', 'start_progress', 'look', 'new_key', 'still_recalled', 'take_back', 'finished', 'run_loop',
-           'unlearn', 'history_figure', 'versions', 'samu_version', 'notebook_code', 'run_key', 'unlearn_once',
-           'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
+           'site_method', 'method_named', 'Task', 'namesakes', 'in_passing', 'looks_known', 'pick_stranger',
+           'before_training', 'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash',
+           'Unlearned', 'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss',
+           'float32_copies', 'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters',
+           'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key', 'still_recalled', 'take_back',
+           'finished', 'run_loop', 'unlearn', 'versions', 'samu_version', 'package_text', 'notebook_code', 'run_key',
+           'unlearn_once', 'kept_result', 'history_figure', 'Injection', 'injections_for', 'final_hidden',
+           'recall_loss', 'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, functools, hashlib, inspect, json, os, platform, time
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .entities import Question, questions
-from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
+from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_residuals, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
 from .saes import pre_activations, sae_for
 from .latents import Latents, answer_edited, find_latents, grade, renamed, split_for
 
@@ -285,17 +286,32 @@ def in_passing(
     sentences = [s for t in setup.ordinary["loss"] for s in re.split(r"(?<=[.!?])\s+", t) if 3 <= len(s.split()) <= 16]
     return [Question(target.name, "", f"{s} {target.name}", len(s) + 1, len(s) + 1 + len(target.name)) for s in rng.sample(sentences, min(n, len(sentences)))]
 
+def looks_known(
+    setup:Setup, aim:Aim,
+    entities,      # whose names are put into the questions
+    asked,         # questions about anybody
+) -> Tensor:       # [entities]
+    "How far toward the known centroid names lie on the selected latents, in the prompts of the questions: 0 = at the unknown centroid, 1 = at the known one."
+    s = aim.selected
+    r, _ = name_residuals(setup.model, setup.tokenizer, [renamed(q, e) for e in entities for q in asked], setup.layer)
+    toward = ((aim.mu_known - aim.mu_unknown) / aim.sd_unknown)[0, s]
+    each = ((pre_activations(aim.sae, r.values, s) - aim.mu_unknown[0, s]) / aim.sd_unknown[0, s]) @ toward / toward.pow(2).sum()
+    return torch.zeros(len(entities), device=each.device).index_reduce(0, r.index, each, "mean", include_self=False)
+
 def pick_stranger(
-    setup:Setup,
+    setup:Setup, aim:Aim,
     target,        # an `Entity`
     strangers,     # unknown entities to choose from
     asked,         # questions about the target, with its facts
 ):                 # an `Entity`
-    "Of the strangers of the target's kind and number of tokens, without a part of its name (each as far as there are such), the one to whom the model gives the target's facts least."
+    "Of the strangers of the target's kind and number of tokens, without a part of its name (each as far as there are such), and of those the half that looks least known: the one to whom the model gives the target's facts least."
     def width(q): _, start, stop = name_tokens(setup.tokenizer, q); return stop - start
     pool = list(strangers)
     for fits in (lambda e: e.kind == target.kind, lambda e: not set(e.name.split()) & set(target.name.split()), lambda e: width(renamed(asked[0], e)) == width(asked[0])):
         pool = [e for e in pool if fits(e)] or pool
+    pool = pool[:64]
+    known = looks_known(setup, aim, pool, list({q.attribute: q for q in asked}.values()))
+    pool = [pool[i] for i in known.argsort().tolist()[:-(-len(pool) // 2)]]
     def unlikely(e):
         batches = text_batches(setup, [(renamed(q, e).text, q.answers[0]) for q in asked], keep_frozen=False)
         return sum(answer_loss(setup, b).item() * len(b.row) for b in batches)
@@ -372,7 +388,7 @@ def make_task(
     keep = texts_to_keep(setup, split, (setup.training.get("retain_texts", 1200) if retain_texts is None else retain_texts) // 4, rng)
     size = setup.training.get("batch_tokens", 400)
     with products_in(setup.model, products or setup.training.get("products", "full")) as products:
-        before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, facts))
+        before = before_training(setup, where, forget, stranger or pick_stranger(setup, aim, split.target, split.unknown_loss, facts))
         return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
                     text_batches(setup, [(q.text, q.answers[0]) for q in facts], keep_frozen=False),
                     text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size, keep_frozen=keep_frozen),
@@ -751,20 +767,6 @@ def unlearn(
                 seconds=time.perf_counter() - start, step_ms=1000 * sorted(progress.times)[len(progress.times) // 2], peak_mb=peak_memory(setup.device))
     return finished(task, method, card, progress.trained, progress.original, None if moments is None else progress.optimizer.state_dict()["state"])
 
-# %% ../nbs/04_unlearning.ipynb #c00e3602
-def history_figure(
-    done:Unlearned,     # from `unlearn`
-):                      # a matplotlib figure
-    "Losses and distance from the unknown centroid over the steps."
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(8, 2.6)); left, right = fig.subplots(1, 2)
-    left.plot(done.history.step, done.history.forget, label="forget"); left.plot(done.history.step, done.history.retain, label="retain")
-    left.set(xlabel="step", yscale="symlog" if done.history.forget.min() < 0 else "log", title=f"{done.method}: losses"); left.legend()
-    seen = done.history.dropna(subset="distance")
-    right.plot(seen.step, seen.distance, marker="o"); right.axhline(1, color="k", ls="--", lw=1)
-    right.set(xlabel="step", yscale="log", title="distance (1 = an ordinary unknown name)"); fig.tight_layout()
-    return fig
-
 # %% ../nbs/04_unlearning.ipynb #a6dfb158
 def versions() -> dict:  # package -> version
     "The versions that a result depends on."
@@ -774,6 +776,10 @@ def samu_version() -> str:
     "This package's version."
     from samu import __version__
     return __version__
+
+def package_text() -> list:  # of hexadecimal digests
+    "The package's own text, which every result depends on: one digest for each file."
+    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(resources.files("samu").iterdir(), key=lambda f: f.name) if f.name.endswith(".py")]
 
 # %% ../nbs/04_unlearning.ipynb #9efe5347
 def notebook_code(
@@ -800,9 +806,8 @@ def run_key(
 ) -> str:        # ten hexadecimal digits
     "A name for a run: model, task, method, settings, versions, and the text of this package and of what a notebook has put in its place."
     inputs = {f"forget {i}": b.ids for i, b in enumerate(task.forget)} | {f"stranger {i}": w.stranger for i, w in enumerate(task.before)} | {f"retain {i}": b.ids for i, b in enumerate(task.retain)}
-    files = [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(resources.files("samu").iterdir(), key=lambda f: f.name) if f.name.endswith(".py")]
-    return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain], use=use, products=task.products, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
-                           versions=versions(), code=files + notebook_code(unlearn, *vars(method).values())))
+    return config_key(dict(model=task.setup.key, target=task.target.name, method=[method.name, method.about, method.retain, method.stops], use=use, products=task.products, inputs=weights_hash(inputs | dict(selected=task.aim.selected)),
+                           versions=versions(), code=package_text() + notebook_code(unlearn, *vars(method).values())))
 
 # %% ../nbs/04_unlearning.ipynb #69a7c4ca
 def unlearn_once(
@@ -827,6 +832,31 @@ def unlearn_once(
     original = {k: p.detach().clone() for k, p in trained.items()}
     put_weights(trained, changed)
     return finished(task, method, card | dict(history=pd.DataFrame(card["history"])), trained, original)
+
+# %% ../nbs/04_unlearning.ipynb #21257ddb
+def kept_result(
+    kind:str,     # of result, one word; its folder in the cache
+    parts:dict,   # what it depends on, beside this package's text and the versions: the model's key, the questions, the settings
+    make,         # function without arguments; what it gives must fit into JSON
+):
+    "What `make` gives, or gave before for the same parts."
+    file = cache_folder(kind) / f"{config_key(dict(parts, versions=versions(), code=package_text()))}.json"
+    if not file.is_file(): draft = file.with_suffix(f".{os.getpid()}"); draft.write_text(json.dumps(make())); draft.replace(file)
+    return json.loads(file.read_text())
+
+# %% ../nbs/04_unlearning.ipynb #c00e3602
+def history_figure(
+    done:Unlearned,     # from `unlearn`
+):                      # a matplotlib figure
+    "Losses and distance from the unknown centroid over the steps."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(8, 2.6)); left, right = fig.subplots(1, 2)
+    left.plot(done.history.step, done.history.forget, label="forget"); left.plot(done.history.step, done.history.retain, label="retain")
+    left.set(xlabel="step", yscale="symlog" if done.history.forget.min() < 0 else "log", title=f"{done.method}: losses"); left.legend()
+    seen = done.history.dropna(subset="distance")
+    right.plot(seen.step, seen.distance, marker="o"); right.axhline(1, color="k", ls="--", lw=1)
+    right.set(xlabel="step", yscale="log", title="distance (1 = an ordinary unknown name)"); fig.tight_layout()
+    return fig
 
 # %% ../nbs/04_unlearning.ipynb #09162fbf
 @dataclass
