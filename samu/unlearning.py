@@ -6,14 +6,14 @@
 __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEPT_PLACES', 'Aim', 'coordinate_scale', 'aim_for',
            'Before', 'triplet', 'hinge', 'match', 'residual_target', 'mean_residual', 'stranger', 'stranger_residual',
            'objective', 'TextBatch', 'text_batches', 'freeze', 'residual_retain', 'answer_loss', 'Method',
-           'site_method', 'method_named', 'Task', 'namesakes', 'in_passing', 'looks_known', 'pick_stranger',
-           'before_training', 'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash',
-           'Unlearned', 'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss',
-           'float32_copies', 'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters',
-           'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key', 'still_recalled', 'take_back',
-           'finished', 'run_loop', 'unlearn', 'versions', 'samu_version', 'package_text', 'notebook_code', 'run_key',
-           'unlearn_once', 'kept_result', 'history_figure', 'Injection', 'injections_for', 'final_hidden',
-           'recall_loss', 'both_retain', 'note_recall', 'save_model']
+           'site_method', 'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training',
+           'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned',
+           'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'float32_copies',
+           'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters', 'remove_adapters',
+           'Progress', 'start_progress', 'look', 'new_key', 'still_recalled', 'take_back', 'finished', 'run_loop',
+           'unlearn', 'versions', 'samu_version', 'package_text', 'notebook_code', 'run_key', 'unlearn_once',
+           'kept_result', 'history_figure', 'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain',
+           'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, functools, hashlib, inspect, json, os, platform, time
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .entities import Question, questions
-from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_residuals, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
+from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
 from .saes import pre_activations, sae_for
 from .latents import Latents, answer_edited, find_latents, grade, renamed, split_for
 
@@ -286,32 +286,17 @@ def in_passing(
     sentences = [s for t in setup.ordinary["loss"] for s in re.split(r"(?<=[.!?])\s+", t) if 3 <= len(s.split()) <= 16]
     return [Question(target.name, "", f"{s} {target.name}", len(s) + 1, len(s) + 1 + len(target.name)) for s in rng.sample(sentences, min(n, len(sentences)))]
 
-def looks_known(
-    setup:Setup, aim:Aim,
-    entities,      # whose names are put into the questions
-    asked,         # questions about anybody
-) -> Tensor:       # [entities]
-    "How far toward the known centroid names lie on the selected latents, in the prompts of the questions: 0 = at the unknown centroid, 1 = at the known one."
-    s = aim.selected
-    r, _ = name_residuals(setup.model, setup.tokenizer, [renamed(q, e) for e in entities for q in asked], setup.layer)
-    toward = ((aim.mu_known - aim.mu_unknown) / aim.sd_unknown)[0, s]
-    each = ((pre_activations(aim.sae, r.values, s) - aim.mu_unknown[0, s]) / aim.sd_unknown[0, s]) @ toward / toward.pow(2).sum()
-    return torch.zeros(len(entities), device=each.device).index_reduce(0, r.index, each, "mean", include_self=False)
-
 def pick_stranger(
-    setup:Setup, aim:Aim,
+    setup:Setup,
     target,        # an `Entity`
     strangers,     # unknown entities to choose from
     asked,         # questions about the target, with its facts
 ):                 # an `Entity`
-    "Of the strangers of the target's kind and number of tokens, without a part of its name (each as far as there are such), and of those the half that looks least known: the one to whom the model gives the target's facts least."
+    "Of the strangers of the target's kind and number of tokens, without a part of its name (each as far as there are such), the one to whom the model gives the target's facts least."
     def width(q): _, start, stop = name_tokens(setup.tokenizer, q); return stop - start
     pool = list(strangers)
     for fits in (lambda e: e.kind == target.kind, lambda e: not set(e.name.split()) & set(target.name.split()), lambda e: width(renamed(asked[0], e)) == width(asked[0])):
         pool = [e for e in pool if fits(e)] or pool
-    pool = pool[:64]
-    known = looks_known(setup, aim, pool, list({q.attribute: q for q in asked}.values()))
-    pool = [pool[i] for i in known.argsort().tolist()[:-(-len(pool) // 2)]]
     def unlikely(e):
         batches = text_batches(setup, [(renamed(q, e).text, q.answers[0]) for q in asked], keep_frozen=False)
         return sum(answer_loss(setup, b).item() * len(b.row) for b in batches)
@@ -388,7 +373,7 @@ def make_task(
     keep = texts_to_keep(setup, split, (setup.training.get("retain_texts", 1200) if retain_texts is None else retain_texts) // 4, rng)
     size = setup.training.get("batch_tokens", 400)
     with products_in(setup.model, products or setup.training.get("products", "full")) as products:
-        before = before_training(setup, where, forget, stranger or pick_stranger(setup, aim, split.target, split.unknown_loss, facts))
+        before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, facts))
         return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
                     text_batches(setup, [(q.text, q.answers[0]) for q in facts], keep_frozen=False),
                     text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size, keep_frozen=keep_frozen),

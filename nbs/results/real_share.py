@@ -14,17 +14,15 @@ PEOPLE, SHARES = ["Bill Clinton", "Richard Nixon", "Marie Curie", "Beyoncé"], [
 FILE = Path(__file__).with_suffix(".csv")
 
 def main(people:Annotated[list[str], typer.Argument(help="who is to be forgotten")] = PEOPLE):
-    "What loss prompts and scoring prompts say, for several shares."
+    "What is forgotten and kept with several shares."
     from samu.evaluation import evaluate, make_reference
     from samu.latents import find_latents, grade
-    from samu.models import answer, load_setup, products_in, recall
+    from samu.models import load_setup
     from samu.saes import sae_for
     from samu.unlearning import make_task, put_weights, trained_parameters, unlearn
     setup = load_setup("gemma-3-270m")
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
-    def right(asked):
-        with products_in(setup.model, "auto"): return recall(answer(setup.model, setup.tokenizer, asked, setup.reply_tokens), asked)
     for person in people:
         table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target", "share"])
         todo = [s for s in SHARES if s not in set(table[table.target == person].share)]
@@ -34,7 +32,7 @@ def main(people:Annotated[list[str], typer.Argument(help="who is to be forgotten
         for s in todo:
             put_weights(trained_parameters(setup, done.settings["blocks"], done.settings["weights"]), {k: done.original[k].lerp(w, s) for k, w in done.changed.items()})
             row = evaluate(ref, f"share {s}", done)
-            rows.append(dict(target=person, share=s, loss_recall=right(task.check), loss_guess=right(task.guess)) | {k: row[k] for k in ("target_recall_corrected", "retain_ratio", "others_ratio", "perplexity_ratio", "alignment_percentile", "probe_known")})
+            rows.append(dict(target=person, share=s) | {k: row[k] for k in ("target_recall_corrected", "retain_ratio", "others_ratio", "perplexity_ratio", "alignment_percentile", "probe_known")})
         done.restore(setup)
         pd.concat([table, pd.DataFrame(rows)], ignore_index=True).sort_values(["target", "share"]).round(4).to_csv(FILE, index=False)
 
