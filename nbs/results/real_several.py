@@ -59,7 +59,7 @@ def main(way:Annotated[list[str], typer.Option(help="one of the three ways; all 
         runs = several_runs(setup, sae, latents, people, WAYS[w], grades, 0, turn={}, texts=setup.training["retain_texts"], pooled=False)      # each person's run is that of a single person
         with weights_kept(setup):
             for i, (task, _) in enumerate(tqdm(runs, desc=w, total=len(people))):
-                done = unlearn(task, setup.objective, seed=i, share=.8)      # as when the table was made
+                done = unlearn(task, setup.objective, seed=i)
                 seconds += done.seconds
                 if i % 5 == 4 or i == len(people) - 1: rows.append(dict(way=w) | look(people[:i + 1]) | dict(seconds=seconds))
         setup.key = key

@@ -38,7 +38,7 @@ def main(methods:Annotated[list[str], typer.Argument(help="which; all if none is
         for lr in tqdm(GRID[method], desc=method):
             table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["method", "lr"])
             if ((table.method == method) & (table.lr == lr)).any(): continue
-            done = unlearn(task, method_named(method), lr=lr, steps=STEPS, share=.8)      # as when the table was made
+            done = unlearn(task, method_named(method), lr=lr, steps=STEPS)
             row = evaluate(ref, method, done)
             done.restore(setup)
             row = dict(target=PERSON, method=method, lr=lr, score=score(row, ref.original)) | {k: row[k] for k in ("target_recall", "target_recall_corrected", "retain_ratio", "others_ratio", "unknown_rate", "perplexity_ratio", "alignment_percentile", "probe_known")}

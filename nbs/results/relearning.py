@@ -39,7 +39,7 @@ def main(
             done = None
             if model != "original":
                 task = task or make_task(setup, sae, latents, person, grades)
-                done = unlearn_once(task, model, share=.8)      # as when the table was made
+                done = unlearn_once(task, model)
             rows = []
             for lr in (SMALL, LARGE) if model in ("original", setup.objective) else (SMALL,):
                 curves = relearn_curves(setup, target, shown=len(target.facts) // 2, draws=2, steps=STEPS, every=EVERY, lr=lr)
