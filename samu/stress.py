@@ -445,6 +445,7 @@ def without_names(
         out.append(replace(b, ids=b.ids[stay], frozen=b.frozen[stay], row=place[place >= 0], column=b.column[place >= 0], index=b.index[place >= 0]))
     return out
 
+# %% ../nbs/07_stress.ipynb #8e2c6995
 WAYS = ("at once", "in turn, rehearsing", "in turn", "in turn, from the last")
 RETAIN_EACH = dict(at_once=800, in_turn=4800)   # retained texts for each person: many, since everybody who shares a part of a name with one of twenty must be told apart from them
 
@@ -459,7 +460,7 @@ def several_runs(
     task = lambda people, gone=(), keep=1200, draw=seed: make_tasks(setup, sae, latents, people, grades, gone, keep, draw)
     turn = dict(weights="all", steps=round(one["steps"] / 3), lr=.4 * one["lr"], retain_batches=3) if turn is None else turn
     texts = texts or RETAIN_EACH["in_turn"]
-    if n == 1: yield task(targets), {}
+    if n == 1 and turn is None: yield task(targets), {}
     elif way == "at once": yield task(targets, keep=RETAIN_EACH["at_once"] * n), dict(weights="all", steps=round(one["steps"] * (1 + .05 * n)), retain_batches=6)
     elif way == "in turn, from the last":
         for i, t in enumerate(targets): yield task([t], targets[:i], texts, seed + i), turn
@@ -471,7 +472,6 @@ def several_runs(
             earlier = [(b, was) for t in tasks[:i] for b, was in zip(t.forget, t.before)]
             old, were = merged_batches(*zip(*earlier)) if earlier and way == "in turn, rehearsing" else ([], [])
             yield replace(mine, forget=mine.forget + old, before=mine.before + were, retain=retain), turn
-
 
 # %% ../nbs/07_stress.ipynb #9545daf1
 def forget_several(

@@ -6,14 +6,14 @@
 __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEPT_PLACES', 'Aim', 'coordinate_scale', 'aim_for',
            'Before', 'triplet', 'hinge', 'match', 'residual_target', 'mean_residual', 'stranger', 'stranger_residual',
            'objective', 'TextBatch', 'text_batches', 'freeze', 'residual_retain', 'answer_loss', 'Method',
-           'site_method', 'method_named', 'Task', 'namesakes', 'in_passing', 'pick_stranger', 'before_training',
-           'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned',
-           'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss', 'float32_copies',
-           'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters', 'remove_adapters',
-           'Progress', 'start_progress', 'look', 'new_key', 'still_recalled', 'take_back', 'finished', 'run_loop',
-           'unlearn', 'versions', 'samu_version', 'package_text', 'notebook_code', 'run_key', 'unlearn_once',
-           'kept_result', 'history_figure', 'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain',
-           'note_recall', 'save_model']
+           'site_method', 'method_named', 'Task', 'namesakes', 'guessed_about', 'in_passing', 'pick_stranger',
+           'before_training', 'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash',
+           'Unlearned', 'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss',
+           'float32_copies', 'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters',
+           'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key', 'finished', 'still_recalled',
+           'take_back', 'run_loop', 'unlearn', 'versions', 'samu_version', 'package_text', 'notebook_code', 'run_key',
+           'unlearn_once', 'kept_result', 'history_figure', 'Injection', 'injections_for', 'final_hidden',
+           'recall_loss', 'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, functools, hashlib, inspect, json, os, platform, time
@@ -274,6 +274,16 @@ def namesakes(
     made = [name for p in parts for name in (" ".join([first, *p[1:]]), " ".join([*p[:-1], last]))]
     return [replace(target, name=name, facts={}) for name in dict.fromkeys(made) if name not in taken][:n]
 
+def guessed_about(
+    setup:Setup,
+    target,        # an `Entity`
+    others,        # as in `namesakes`
+    strangers,     # unknown entities, for names of one word, which have no namesakes
+    n:int=4,       # how many
+) -> list:         # of `Entity`
+    "Whom to ask the target's questions about, to see how often a guess is right: namesakes, or strangers of its kind."
+    return namesakes(setup, target, others, n) or [e for e in strangers if e.kind == target.kind][:n]
+
 # %% ../nbs/04_unlearning.ipynb #a7e27872
 def in_passing(
     setup:Setup,
@@ -369,7 +379,7 @@ def make_task(
     forget, _ = name_batches(setup.tokenizer, where)
     validate, _ = name_batches(setup.tokenizer, [q for q in asked if q.text == held[q.attribute]], device=setup.device)
     facts = [q for q in train if q.attribute in split.target.facts]
-    others = namesakes(setup, split.target, [*split.retain, *split.unknown_loss], 4) or [e for e in split.unknown_loss if e.kind == split.target.kind][:4]      # names of one word have no namesakes
+    others = guessed_about(setup, split.target, [*split.retain, *split.unknown_loss], split.unknown_loss)
     keep = texts_to_keep(setup, split, (setup.training.get("retain_texts", 1200) if retain_texts is None else retain_texts) // 4, rng)
     size = setup.training.get("batch_tokens", 400)
     with products_in(setup.model, products or setup.training.get("products", "full")) as products:
@@ -414,6 +424,7 @@ def weights_hash(
         digest.update(f"{name}{tuple(t.shape)}{t.dtype}".encode()); digest.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../nbs/04_unlearning.ipynb #8499dc33
 @dataclass
 class Unlearned:
     "What a run of the loop leaves behind; the model itself is changed in place."
@@ -660,6 +671,18 @@ def new_key(
     before, setup.key = setup.key, config_key(dict(key=setup.key, weights=weights_hash(changed)))
     return before, setup.key
 
+def finished(
+    task:Task, method:Method,
+    card:dict,         # settings, history, seconds, step_ms, peak_mb
+    trained:dict,      # name -> parameter of the model, changed
+    original:dict,     # name -> the same weights as they were
+    moments=None,      # of the optimiser
+) -> Unlearned:
+    "What a run leaves behind, with a new cache key for the changed model."
+    changed = {k: p.detach().clone() for k, p in trained.items()}
+    return Unlearned(method.name, task.target.name, **card, original=original, changed=changed, keys=new_key(task.setup, changed), moments=moments or {})
+
+# %% ../nbs/04_unlearning.ipynb #2ad07ac1
 def still_recalled(
     task:Task,
 ) -> bool:
@@ -681,17 +704,6 @@ def take_back(
         if not still_recalled(task): return s
     if whole: keep(largest)
     return largest
-
-def finished(
-    task:Task, method:Method,
-    card:dict,         # settings, history, seconds, step_ms, peak_mb
-    trained:dict,      # name -> parameter of the model, changed
-    original:dict,     # name -> the same weights as they were
-    moments=None,      # of the optimiser
-) -> Unlearned:
-    "What a run leaves behind, with a new cache key for the changed model."
-    changed = {k: p.detach().clone() for k, p in trained.items()}
-    return Unlearned(method.name, task.target.name, **card, original=original, changed=changed, keys=new_key(task.setup, changed), moments=moments or {})
 
 # %% ../nbs/04_unlearning.ipynb #460321b3
 def run_loop(

@@ -23,9 +23,9 @@ def asked_about(setup, person, grades):
     "The questions about somebody, and the same about namesakes, which tell how often a guess is right."
     from samu.entities import questions
     from samu.latents import split_for
-    from samu.unlearning import namesakes
+    from samu.unlearning import guessed_about
     split = split_for(setup, person, grades)
-    others = namesakes(setup, split.target, split.held_out, 4) or [e for e in split.unknown_score if e.kind == split.target.kind][:4]     # names of one word have no namesakes
+    others = guessed_about(setup, split.target, split.held_out, split.unknown_score)
     return questions([split.target], setup.prompts), questions(others, setup.prompts, facts=split.target.facts)
 
 def main(way:Annotated[list[str], typer.Option(help="one of the three ways; all if none is given")] = list(WAYS), most:Annotated[int, typer.Option(help="people", min=1, max=12)] = 10):
@@ -58,8 +58,8 @@ def main(way:Annotated[list[str], typer.Option(help="one of the three ways; all 
         rows, seconds, key = [dict(way=w) | look([])], 0.0, setup.key
         runs = several_runs(setup, sae, latents, people, WAYS[w], grades, 0, turn={}, texts=setup.training["retain_texts"], pooled=False)      # each person's run is that of a single person
         with weights_kept(setup):
-            for i, (task, _) in enumerate(tqdm(runs, desc=w, total=len(people))):
-                done = unlearn(task, setup.objective, seed=i)
+            for i, (task, options) in enumerate(tqdm(runs, desc=w, total=len(people))):
+                done = unlearn(task, setup.objective, seed=i, **options)
                 seconds += done.seconds
                 if i % 5 == 4 or i == len(people) - 1: rows.append(dict(way=w) | look(people[:i + 1]) | dict(seconds=seconds))
         setup.key = key
