@@ -730,8 +730,8 @@ def load_gemma3(
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,
                  reply_tokens=5, grading_prompts=2, scoring=dict(entities=24, prompts_each=2, neighbour_questions=120, products="auto"), objective="stranger+stranger_residual", training=GEMMA3_TRAINING, tuned=GEMMA3_TUNED, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3), sae_texts=partial(entity_texts, entities, tokenizer, prompts, seed))
 
-GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12, share=0.8, products="auto")  # chapter 08 says why
-GEMMA3_TUNED = {m: dict(steps=30, lr=lr) for m, lr in dict(mean_residual=3e-4, triplet_random=3e-4, rmu=3e-4, crisp=1e-4, ga=1e-5, npo=3e-5, simnpo=3e-5, refusal=1e-5, two_sided=1e-4).items()}   # nbs/results/real_tuning.csv: the best of three step sizes each
+GEMMA3_TRAINING = dict(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05, retain_batches=6, retain_texts=4800, passing=12, unlike_known=True, products="auto")  # chapter 08 says why
+GEMMA3_TUNED = {m: dict(steps=30, lr=lr, share=0.8) for m, lr in dict(mean_residual=3e-4, triplet_random=3e-4, rmu=3e-4, crisp=1e-4, ga=1e-5, npo=3e-5, simnpo=3e-5, refusal=1e-5, two_sided=1e-4).items()}   # nbs/results/real_tuning.csv: the best of three step sizes each, all with this share
 
 # %% ../nbs/01_models.ipynb #eecbf9a9
 def ordinary_prose() -> dict:  # "loss" and "score" -> paragraphs

@@ -7,13 +7,13 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'Before', 'triplet', 'hinge', 'match', 'residual_target', 'mean_residual', 'stranger', 'stranger_residual',
            'objective', 'TextBatch', 'text_batches', 'freeze', 'residual_retain', 'answer_loss', 'Method',
            'site_method', 'method_named', 'Task', 'namesakes', 'guessed_about', 'in_passing', 'pick_stranger',
-           'before_training', 'texts_to_keep', 'make_task', 'trained_parameters', 'put_weights', 'weights_hash',
-           'Unlearned', 'unknown_distance', 'peak_memory', 'recomputed', 'retain_batches_of', 'retain_loss',
-           'float32_copies', 'update', 'training_step', 'shares_of', 'loop_settings', 'history_table', 'add_adapters',
-           'remove_adapters', 'Progress', 'start_progress', 'look', 'new_key', 'finished', 'still_recalled',
-           'take_back', 'run_loop', 'unlearn', 'versions', 'samu_version', 'package_text', 'notebook_code', 'run_key',
-           'unlearn_once', 'kept_result', 'history_figure', 'Injection', 'injections_for', 'final_hidden',
-           'recall_loss', 'both_retain', 'note_recall', 'save_model']
+           'before_training', 'toward_known', 'how_known', 'less_known', 'texts_to_keep', 'make_task',
+           'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance', 'peak_memory',
+           'recomputed', 'retain_batches_of', 'retain_loss', 'float32_copies', 'update', 'training_step', 'shares_of',
+           'loop_settings', 'history_table', 'add_adapters', 'remove_adapters', 'Progress', 'start_progress', 'look',
+           'new_key', 'finished', 'still_recalled', 'take_back', 'run_loop', 'unlearn', 'versions', 'samu_version',
+           'package_text', 'notebook_code', 'run_key', 'unlearn_once', 'kept_result', 'history_figure', 'Injection',
+           'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
 import contextlib, functools, hashlib, inspect, json, os, platform, time
@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .entities import Question, questions
-from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
+from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_residuals, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
 from .saes import pre_activations, sae_for
-from .latents import Latents, answer_edited, find_latents, grade, renamed, split_for
+from .latents import Latents, answer_edited, few_prompts, find_latents, grade, renamed, split_for
 
 # %% ../nbs/04_unlearning.ipynb #c417bf87
 @dataclass
@@ -336,6 +336,35 @@ def before_training(
         out.append(Before(batch_residuals(setup.model, b.to(setup.device), setup.layer).values, torch.cat(goals)))
     return out
 
+# %% ../nbs/04_unlearning.ipynb #175210a5
+@torch.no_grad()
+def toward_known(
+    setup:Setup,
+    split,           # from `split_for`
+    scale:Tensor,    # [d_model], from `coordinate_scale`
+    most:int=150,    # names of each group that are read, spread over all kinds; more change the means little
+) -> tuple:          # (where the least known quarter of unknown names ends, from there to the mean of known names), both [d_model]
+    "The line from unknown to known names at the site, at last tokens in loss prompts. It runs through the means of both groups."
+    asked = few_prompts(setup.prompts, 2, "loss")
+    unknown, known = (name_residuals(setup.model, setup.tokenizer, questions(group[::-(-len(group) // most)], asked, "loss"), setup.layer)[0].values.float() for group in (split.unknown_loss, split.retain))
+    middle, way = unknown.mean(0), known.mean(0) - unknown.mean(0)
+    quarter = how_known(unknown, middle, way, scale).quantile(.25)
+    return middle + quarter * way, (1 - quarter) * way
+
+def how_known(
+    residuals:Tensor,            # [n, d_model]
+    start:Tensor, way:Tensor,    # from `toward_known`
+    scale:Tensor,                # [d_model], from `coordinate_scale`
+) -> Tensor:                     # [n]
+    "How far residuals have gone from the least known quarter of unknown names (0) toward the mean of known ones (1), each coordinate in its own spread."
+    return ((residuals - start) / scale) @ way / (way.pow(2) / scale).sum()
+
+def less_known(
+    residuals:Tensor, start:Tensor, way:Tensor, scale:Tensor,   # as in `how_known`
+) -> Tensor:           # [n, d_model]
+    "The same residuals moved back along the line to where `how_known` is 0; those that lie before it stay where they are."
+    return residuals - how_known(residuals, start, way, scale).clamp(min=0)[:, None] * way
+
 # %% ../nbs/04_unlearning.ipynb #f7f970a4
 def texts_to_keep(
     setup:Setup,
@@ -366,6 +395,7 @@ def make_task(
     retain_texts:int=None,  # texts that hold the model in place; as many of each of four sorts, as far as there are; the setup's default (1200)
     seed:int=0,             # of the choice of retain texts
     products:str=None,      # how matrices are multiplied, here and in the loop: "bfloat16", "full" or "auto"; the setup's default (full)
+    unlike_known:bool=None, # take off the stranger what looks known about him; the setup's default (no)
     keep_frozen:bool=True,  # compute the frozen residuals of the retain texts now, which is most of the work; else the first run does, and a run from the cache needs none
 ) -> Task:
     "Prepare to forget one entity. Only prompts and names of the loss part are used. Raises ValueError for a target that is not known."
@@ -384,6 +414,9 @@ def make_task(
     size = setup.training.get("batch_tokens", 400)
     with products_in(setup.model, products or setup.training.get("products", "full")) as products:
         before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, facts))
+        if setup.training.get("unlike_known") if unlike_known is None else unlike_known:
+            line = *toward_known(setup, split, aim.scale), aim.scale
+            for b, w in zip(forget, before): w.stranger = torch.where((b.from_end == 0).to(setup.device)[:, None], less_known(w.stranger, *line), w.stranger)
         return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,
                     text_batches(setup, [(q.text, q.answers[0]) for q in facts], keep_frozen=False),
                     text_batches(setup, [f"{prompt} {end}." if end else prompt for prompt, end in keep], size, keep_frozen=keep_frozen),

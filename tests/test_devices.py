@@ -151,6 +151,10 @@ def test_objectives(setup, task, name, architecture):
     finally:
         for p in parameters: p.requires_grad_(False).grad = None
 
+def test_a_stranger_less_known(setup, sae, grades, task):
+    unlike = make_task(setup, sae, META.latents(), task.target.name, grades, META.aim(sae), stranger=setup.unknown[0], unlike_known=True)
+    for made, plain in zip(unlike.before, task.before): is_on(made.stranger, "meta", *plain.stranger.shape)
+
 def test_other_losses(setup, task):
     is_on(residual_retain(setup, task.retain[0], task.aim), "meta")
     is_on(answer_loss(setup, task.answers[0]), "meta")

@@ -41,7 +41,7 @@ def main(people:Annotated[list[str], typer.Argument(help="who is to be forgotten
         todo = [r for r in RUNS if (person, *r) not in there]
         if not todo: continue
         ref, every = make_reference(setup, sae, latents, person, grades), torch.arange(sae.cfg.d_sae, device=setup.device)
-        task = make_task(setup, sae, latents, person, grades, retain_texts=1200)
+        task = make_task(setup, sae, latents, person, grades, retain_texts=1200, unlike_known=False)
         for objective, n, random in tqdm(todo, desc=person):
             group, rows = chosen(latents, ref.split.target.kind, n, random) if 0 < n < sae.cfg.d_sae else every, []
             def watch(step, _):

@@ -3,17 +3,21 @@
     python nbs/results/real_people.py                      the tables of chapter 08: hours on two cores, can be stopped and taken up again
     python nbs/results/real_people.py "Tiger Woods"        somebody else, with the default objective
     python nbs/results/real_people.py --seeds 0 --methods default,npo --each 1
-    python nbs/results/real_people.py --methods default --rule       the share of the change is chosen person by person; in real_rule.csv
+    python nbs/results/real_people.py --methods default --way as_is   the stranger as he is, and 0.8 of the change; in real_as_is.csv
+    python nbs/results/real_people.py --methods default --way rule    the same, but the share of the change is chosen person by person; in real_rule.csv
 
 Runs that the table holds already are not made again. Runs with the first seed are attacked, too.
 """
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd, typer
 from tqdm.auto import tqdm
 
-FILE, RULE = Path(__file__).with_name("real_people.csv"), Path(__file__).with_name("real_rule.csv")
+FILE = Path(__file__).with_name("real_people.csv")
+WAYS = dict(default=(FILE, {}, {}), as_is=(FILE.with_name("real_as_is.csv"), dict(unlike_known=False), dict(share=.8)),
+            rule=(FILE.with_name("real_rule.csv"), dict(unlike_known=False), dict(share=(.6, .8, 1.))))      # name -> (table, options of the task, options of the loop)
 
 # Of each kind, the known people in alphabetical order, at one, two and three quarters of the list; the next one if somebody was used before. Applied once, before anything was measured, and written down:
 # whom a model knows depends in a few cases on the last digits of its sums, which differ from processor to processor, and a list that shifts by one picks other people.
@@ -36,7 +40,7 @@ def main(
     seeds:Annotated[str, typer.Option(help="of the loop and of the choice of retain texts")] = "0,1",
     methods:Annotated[str, typer.Option(help="the setup's default with all seeds, the others with the first seed only")] = "default,ga,npo,rmu,mean_residual,triplet_random",
     each:Annotated[int, typer.Option(help="people of each kind", min=1, max=3)] = 3,
-    rule:Annotated[bool, typer.Option(help="the least of 0.6, 0.8 and 1 of the change with which the loss prompts bring no more than guessing, in place of 0.8; into a table of its own")] = False,
+    way:Annotated[Enum("Way", {w: w for w in WAYS}), typer.Option(help="as the default is; or with the stranger as he is, and a fixed or a chosen share of the change: each into a table of its own")] = "default",
 ):
     "Forget people in Gemma 3 270M and keep one row for each run."
     from samu.baselines import method_named
@@ -51,7 +55,7 @@ def main(
     people, seeds = people or [p for kind in TWELVE.values() for p in kind[:each]], [int(s) for s in seeds.split(",")]
     names = [setup.objective if m == "default" else m for m in methods.split(",")]
     for n in names: method_named(n)                        # complains now
-    file, share = (RULE, (.6, .8, 1.)) if rule else (FILE, None)
+    file, for_task, for_loop = WAYS[getattr(way, "value", way)]
     wanted = [(names[0], s) for s in seeds] + [(n, seeds[0]) for n in names[1:]]
     for person in tqdm(people):
         table = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=["target", "method", "seed"])
@@ -63,9 +67,9 @@ def main(
         about = dict(target=person, kind=ref.split.target.kind, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q))
         rows = [] if (person, "original", 0) in there else [about | dict(seed=0) | ref.original]
         for seed in dict.fromkeys(s for _, s in todo):
-            task = make_task(setup, sae, latents, person, grades, seed=seed)
+            task = make_task(setup, sae, latents, person, grades, seed=seed, **for_task)
             for method in (m for m, s in todo if s == seed):
-                done = unlearn(task, method, seed=seed, share=share)
+                done = unlearn(task, method, seed=seed, **for_loop)
                 rows.append(about | dict(seed=seed, share=done.settings["share"]) | evaluate(ref, method, done) | (attacked(ref, strangers) if seed == seeds[0] else {}))
                 done.restore(setup)
                 pd.concat([table, pd.DataFrame(rows)], ignore_index=True).round(4).to_csv(file, index=False)

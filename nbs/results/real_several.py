@@ -39,6 +39,7 @@ def main(way:Annotated[list[str], typer.Option(help="one of the three ways; all 
     from samu.unlearning import unlearn
     if wrong := [w for w in way if w not in WAYS]: raise typer.BadParameter(f"there is no way {wrong[0]!r}; choose from {', '.join(map(repr, WAYS))}")
     setup = load_setup("gemma-3-270m")
+    setup.training = setup.training | dict(unlike_known=False, share=0.8)      # as the default was when the table was made
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
     people = PEOPLE[:most]

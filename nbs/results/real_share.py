@@ -3,7 +3,7 @@
     python nbs/results/real_share.py                   the people of chapter 08 (an hour on two cores)
     python nbs/results/real_share.py "Tiger Woods"     somebody else
 
-None of these people is among the twelve of real_people.py: the rule by which `share` is chosen was made while looking at them. Rows that the table holds already are not made again.
+The stranger is taken as he is. None of these people is among the twelve of real_people.py: the rule by which `share` is chosen was made while looking at them. Rows that the table holds already are not made again.
 """
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ def main(people:Annotated[list[str], typer.Argument(help="who is to be forgotten
         table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["target", "share"])
         todo = [s for s in SHARES if s not in set(table[table.target == person].share)]
         if not todo: continue
-        ref, task = make_reference(setup, sae, latents, person, grades), make_task(setup, sae, latents, person, grades)
+        ref, task = make_reference(setup, sae, latents, person, grades), make_task(setup, sae, latents, person, grades, unlike_known=False)
         done, rows = unlearn(task, setup.objective, share=1.), []
         for s in todo:
             put_weights(trained_parameters(setup, done.settings["blocks"], done.settings["weights"]), {k: done.original[k].lerp(w, s) for k, w in done.changed.items()})
