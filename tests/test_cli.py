@@ -286,6 +286,14 @@ def say(monkeypatch, capfd, cwd, *args):
     with pytest.raises(SystemExit) as stop: main()
     return stop.value.code, capfd.readouterr().err.strip().splitlines()
 
+@pytest.mark.parametrize("setup", ["biographies", "gemma-3-270m"])
+def test_a_name_is_refused_before_anything_is_made(tmp_path, monkeypatch, capfd, setup):
+    "With nothing in the cache, a misspelt name must not cost the training or the conversion of a model."
+    monkeypatch.setenv("SAMU_CACHE", str(tmp_path / "cache"))
+    code, lines = say(monkeypatch, capfd, tmp_path, "unlearn", "Nobody Inparticular", "--setup", setup)
+    assert code == 2 and len(lines) == 1 and "'Nobody Inparticular'" in lines[0] and repr(setup) in lines[0], lines
+    assert list((tmp_path / "cache").rglob("*")) == []
+
 def break_weights(model): (model / "model.safetensors").unlink()
 def cut_weights(model): (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:100])
 def break_config(model): (model / "config.json").write_text("{")

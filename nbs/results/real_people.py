@@ -64,7 +64,7 @@ def main(
         if not todo: continue
         ref = make_reference(setup, sae, latents, person, grades)
         strangers = [e for e in ref.split.unknown_score if e.kind == ref.split.target.kind][:2]
-        about = dict(target=person, kind=ref.split.target.kind, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q))
+        about = dict(target=person, kind=ref.split.target.kind, questions=len(ref.target_q), neighbours_questions=len(ref.retain_q), device=setup.device.type)
         rows = [] if (person, "original", 0) in there else [about | dict(seed=0) | ref.original]
         for seed in dict.fromkeys(s for _, s in todo):
             task = make_task(setup, sae, latents, person, grades, seed=seed, **for_task)
