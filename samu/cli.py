@@ -73,11 +73,10 @@ def load(
     from samu.entities import read_entities
     from samu.models import SETUPS, find_entity, load_setup
     if table and setup == "biographies": raise ValueError("the model of 'biographies' knows nobody but its own invented people, so --entities cannot replace them; give --setup a folder, or gemma-3-270m")
-    known = setup in SETUPS
-    people = (read_entities(table) if table else SETUPS[setup]["entities"]()) if known else ()
-    if known:
-        for name in names: find_entity(people, name, setup)
-    return load_setup(setup, **(dict(entities=people if known else table) if table else {}))
+    if setup not in SETUPS: return load_setup(setup, **(dict(entities=table) if table else {}))
+    own = read_entities(table) if table else None
+    for name in names: find_entity(own or SETUPS[setup]["entities"](), name, setup)
+    return load_setup(setup, **(dict(entities=own) if table else {}))
 
 # %% ../nbs/12_cli.ipynb #49f69368
 def forget_and_report(

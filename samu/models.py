@@ -553,7 +553,7 @@ def perplexity(
     if not count: raise ValueError("perplexity needs at least one text of two tokens")
     return math.exp(total / count)
 
-# %% ../nbs/01_models.ipynb #f5b6e91e
+# %% ../nbs/01_models.ipynb #695d679c
 def find_entity(
     entities,      # to look among
     name:str,      # in any case
@@ -565,6 +565,7 @@ def find_entity(
     near = difflib.get_close_matches(name, [e.name for e in entities], n=3, cutoff=0.5)
     raise ValueError(f"no entity {name!r} in setup {setup!r}; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else "samu entities lists them"))
 
+# %% ../nbs/01_models.ipynb #f5b6e91e
 @dataclass
 class Setup:
     "A model with its site, entities, prompts and texts."

@@ -458,9 +458,10 @@ def several_runs(
     "The tasks of one way to forget several people, each when its turn comes."
     one, n = loop_settings(setup, method_named(setup.objective), {}), len(targets)
     task = lambda people, gone=(), keep=1200, draw=seed: make_tasks(setup, sae, latents, people, grades, gone, keep, draw)
+    alone = n == 1 and turn is None                 # as with `unlearn`, unless the caller has settings of its own
     turn = dict(weights="all", steps=round(one["steps"] / 3), lr=.4 * one["lr"], retain_batches=3) if turn is None else turn
     texts = texts or RETAIN_EACH["in_turn"]
-    if n == 1 and turn is None: yield task(targets), {}
+    if alone: yield task(targets), {}
     elif way == "at once": yield task(targets, keep=RETAIN_EACH["at_once"] * n), dict(weights="all", steps=round(one["steps"] * (1 + .05 * n)), retain_batches=6)
     elif way == "in turn, from the last":
         for i, t in enumerate(targets): yield task([t], targets[:i], texts, seed + i), turn

@@ -33,12 +33,12 @@ def main(methods:Annotated[list[str], typer.Argument(help="which; all if none is
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
     setup.scoring["neighbour_questions"] = 60                # a coarse look is enough to choose by
-    ref, task = make_reference(setup, sae, latents, PERSON, grades, entities=12, prompts_each=1), make_task(setup, sae, latents, PERSON, grades)
+    ref, task = make_reference(setup, sae, latents, PERSON, grades, entities=12, prompts_each=1), make_task(setup, sae, latents, PERSON, grades, unlike_known=False)
     for method in methods or GRID:
         for lr in tqdm(GRID[method], desc=method):
             table = pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["method", "lr"])
             if ((table.method == method) & (table.lr == lr)).any(): continue
-            done = unlearn(task, method_named(method), lr=lr, steps=STEPS)
+            done = unlearn(task, method_named(method), lr=lr, steps=STEPS, share=.8)      # the stranger as he is, and this share, as the default was when the table was made
             row = evaluate(ref, method, done)
             done.restore(setup)
             row = dict(target=PERSON, method=method, lr=lr, score=score(row, ref.original)) | {k: row[k] for k in ("target_recall", "target_recall_corrected", "retain_ratio", "others_ratio", "unknown_rate", "perplexity_ratio", "alignment_percentile", "probe_known")}
