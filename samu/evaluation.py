@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'corrected', 'unknown_behaviour', 'alignment', 'percentile', 'name_pre_activations', 'UnknownTest',
-           'fit_unknown_test', 'fit_probes', 'probe_known', 'reference_group', 'retrained', 'answer_distributions',
-           'answer_kl', 'gold_fields', 'Reference', 'enough_questions', 'make_reference', 'evaluate', 'compare',
-           'cloud_figure', 'ref_cloud', 'recall_by_type', 'compare_many', 'spread_table', 'plane_figure',
-           'write_report']
+           'fit_unknown_test', 'Probe', 'fit_probes', 'probe_known', 'reference_group', 'retrained',
+           'answer_distributions', 'answer_kl', 'gold_fields', 'Reference', 'enough_questions', 'make_reference',
+           'evaluate', 'compare', 'cloud_figure', 'ref_cloud', 'recall_by_type', 'compare_many', 'spread_table',
+           'plane_figure', 'write_report']
 
 # %% ../nbs/06_evaluation.ipynb #15a6133a
 import csv, json, time
@@ -17,10 +17,10 @@ import numpy as np, pandas as pd, torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from .entities import Question, Split, is_right, make_biographies, questions
-from .models import (BIOGRAPHIES_RECIPE, Setup, answer, biographies_model, load_setup, original_answers, perplexity, products_in, recall, residuals_by_layer, threads_for, wrap)
+from .models import (BIOGRAPHIES_RECIPE, Setup, answer, biographies_model, kept_result, load_setup, original_answers, perplexity, products_in, recall, residuals_by_layer, samu_version, threads_for, versions, wrap)
 from .saes import pre_activations, sae_for
 from .latents import Latents, few_prompts, find_latents, grade, read_names, separation_scores, split_for
-from .unlearning import Unlearned, aim_for, make_task, namesakes, samu_version, save_model, text_batches, unlearn, unlearn_once, versions
+from .unlearning import Unlearned, aim_for, make_task, namesakes, save_model, text_batches, unlearn, unlearn_once
 from .baselines import METHODS, method_named, write_rows
 
 # %% ../nbs/06_evaluation.ipynb #a9c660d4
@@ -115,29 +115,43 @@ def fit_unknown_test(
     return test
 
 # %% ../nbs/06_evaluation.ipynb #991033db
+@dataclass
+class Probe:
+    "A linear classifier of residuals: known against unknown."
+    weight: list   # [d_model]
+    bias: float
+
+    def __call__(self, residuals):   # [n, d_model] -> [n], the probability of being known
+        return torch.sigmoid(residuals.cpu().double() @ torch.tensor(self.weight, dtype=torch.float64) + self.bias)
+
+def _fit_probe(known, unknown):      # both [n, d_model]
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+    x, y = torch.cat([known, unknown]).cpu().numpy(), np.r_[np.ones(len(known)), np.zeros(len(unknown))]
+    scaler = StandardScaler().fit(x)
+    fit = LogisticRegression(max_iter=2000, C=.1, class_weight="balanced").fit(scaler.transform(x), y)
+    weight = fit.coef_[0] / scaler.scale_                         # the scaler goes into the weights
+    return Probe(weight.tolist(), float(fit.intercept_[0] - weight @ scaler.mean_))
+
 def fit_probes(
     setup:Setup, split:Split,
     layers=None,            # blocks above the site; up to four of them, spread out, if None, less those that take strangers for known
     fooled:float=.15,       # the mean probability of being known, of held-out unknown names in scoring prompts, beyond which a probe is left out; the best one always stays
-) -> dict:                  # layer -> a scikit-learn pipeline
-    "Logistic probes for known against unknown names, fitted on the original model with the entities of the loss part. Those that fail on new names in new texts are left out."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+) -> dict:                  # layer -> `Probe`
+    "Logistic probes for known against unknown names, fitted on the original model with the entities of the loss part, and kept in the cache. Those that fail on new names in new texts are left out."
     above = list(range(setup.layer + 1, setup.model.cfg.n_layers))
-    chosen = layers or [above[int(i)] for i in np.unique(np.linspace(0, len(above) - 1, 4).round())]
+    chosen = list(layers or [above[int(i)] for i in np.unique(np.linspace(0, len(above) - 1, 4).round())])
     n = setup.scoring.get("entities")
-    def read(entities, use): return residuals_by_layer(setup.model, setup.tokenizer, questions(entities, few_prompts(setup.prompts, setup.scoring.get("prompts_each"), use), use), chosen)
-    groups = [read(_some(g, 3 * n) if n else g, "loss") for g in (split.retain, split.unknown_loss)]
-    out = {}
-    for layer in chosen:
-        x = [g[layer].cpu().numpy() for g in groups]
-        y = np.r_[np.ones(len(x[0])), np.zeros(len(x[1]))]
-        out[layer] = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=.1, class_weight="balanced")).fit(np.concatenate(x), y)
-    if layers: return out
-    strangers = read(_some(split.unknown_score, n or 60), "score")
-    taken = {l: p.predict_proba(strangers[l].cpu().numpy())[:, 1].mean() for l, p in out.items()}
-    return {l: p for l, p in out.items() if taken[l] <= max(fooled, min(taken.values()))}
+    def ask(entities, use): return questions(entities, few_prompts(setup.prompts, setup.scoring.get("prompts_each"), use), use)
+    asked = [ask(_some(g, 3 * n) if n else g, "loss") for g in (split.retain, split.unknown_loss)] + ([] if layers else [ask(_some(split.unknown_score, n or 60), "score")])
+    def fit():
+        known, unknown, *strangers = (residuals_by_layer(setup.model, setup.tokenizer, a, chosen) for a in asked)
+        probes = {l: _fit_probe(known[l], unknown[l]) for l in chosen}
+        return [dict(vars(p), taken=[p(s[l]).mean().item() for s in strangers]) for l, p in probes.items()]
+    told = [[q.text[:q.stop] for q in a] for a in asked]
+    kept = dict(zip(chosen, kept_result("probes", dict(model=setup.key, dtype=str(setup.dtype), layers=chosen, told=told), fit)))
+    least = min([p["taken"] for p in kept.values()]) or [0.]
+    return {l: Probe(p["weight"], p["bias"]) for l, p in kept.items() if not p["taken"] or p["taken"][0] <= max(fooled, least[0])}
 
 def probe_known(
     setup:Setup,
@@ -146,7 +160,7 @@ def probe_known(
 ) -> float:          # 0 to 1
     "Mean probability of being known, over layers, prompts and entities."
     h = residuals_by_layer(setup.model, setup.tokenizer, questions(entities, setup.prompts, "score"), list(probes))
-    return float(np.mean([p.predict_proba(h[l].cpu().numpy())[:, 1].mean() for l, p in probes.items()]))
+    return float(np.mean([p(h[l]).mean().item() for l, p in probes.items()]))
 
 # %% ../nbs/06_evaluation.ipynb #abfcdc72
 def reference_group(
@@ -255,15 +269,16 @@ def evaluate(
     ref:Reference,          # from `make_reference`
     method:str,             # the name of the row
     done:Unlearned=None,    # from `unlearn`, for seconds, step_ms and peak_mb
-    cached:bool=False,      # answers that this very model gave before are taken from the cache, and new ones are kept there
+    cached:bool=False,      # answers and perplexity that this very model gave before are taken from the cache, and new ones are kept there
 ) -> dict:                  # one report row
     "Measure the model that the reference's setup holds now. Fields as defined in this chapter."
     setup, split, first = ref.setup, ref.split, ref.original
     def say(asked, note): return answer(setup.model, setup.tokenizer, asked, setup.reply_tokens, progress=f"{method}: {note}") if first and not cached else original_answers(setup, asked, f"{method}: {note}", products)
+    def surprise(): return perplexity(setup.model, setup.tokenizer, setup.ordinary["score"])
     with products_in(setup.model, setup.scoring.get("products", "full")) as products:
         target_recall, prior = recall(say(ref.target_q, "target"), ref.target_q), recall(say(ref.prior_q, "default guess"), ref.prior_q)
         retain, others = recall(say(ref.retain_q, "neighbours"), ref.retain_q), recall(say(ref.others_q, "other kinds"), ref.others_q)
-        strangers, ppl = say(ref.unknown_q, "unknown names"), perplexity(setup.model, setup.tokenizer, setup.ordinary["score"])
+        strangers, ppl = say(ref.unknown_q, "unknown names"), kept_result("perplexity", dict(model=setup.key, dtype=str(setup.dtype), products=products, texts=setup.ordinary["score"]), surprise) if cached or not first else surprise()
     z = name_pre_activations(setup, ref.sae, [split.target])
     groups = {}
     for name, group in (("known", ref.latents.known), ("unknown", ref.latents.unknown)):

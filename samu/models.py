@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['BIOGRAPHIES_RECIPE', 'EXACT_FAMILIES', 'GEMMA3_PACKAGE', 'GEMMA3_HUB', 'GEMMA3_TRAINING', 'GEMMA3_TUNED', 'SETUPS',
-           'cache_folder', 'config_key', 'new_folder', 'pick_device', 'pick_dtype', 'pick_products', 'products_in',
-           'threads_for', 'word_tokenizer', 'next_words', 'share_learned', 'biographies_loss', 'train_biographies',
-           'biographies_model', 'plain_name', 'wrap', 'unwrap', 'check_hook', 'site_hook', 'edit_residual', 'NameBatch',
-           'name_tokens', 'name_batches', 'NameResiduals', 'residual_after', 'batch_residuals', 'name_residuals',
-           'joined', 'joined_residuals', 'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity',
-           'find_entity', 'Setup', 'original_answers', 'load_biographies', 'gemma3_source', 'convert_gguf',
-           'gemma3_folder', 'invented_for', 'entity_texts', 'load_gemma3', 'ordinary_prose', 'from_folder',
-           'load_folder', 'prepared', 'load_setup']
+           'cache_folder', 'config_key', 'new_folder', 'versions', 'samu_version', 'package_text', 'notebook_code',
+           'kept_result', 'pick_device', 'pick_dtype', 'pick_products', 'products_in', 'threads_for', 'word_tokenizer',
+           'next_words', 'share_learned', 'biographies_loss', 'train_biographies', 'biographies_model', 'plain_name',
+           'wrap', 'unwrap', 'check_hook', 'site_hook', 'edit_residual', 'NameBatch', 'name_tokens', 'name_batches',
+           'NameResiduals', 'residual_after', 'batch_residuals', 'name_residuals', 'joined', 'joined_residuals',
+           'residuals_by_layer', 'greedy', 'answer', 'recall', 'perplexity', 'find_entity', 'Setup', 'original_answers',
+           'load_biographies', 'gemma3_source', 'convert_gguf', 'gemma3_folder', 'invented_for', 'entity_texts',
+           'load_gemma3', 'ordinary_prose', 'from_folder', 'load_folder', 'prepared', 'load_setup']
 
 # %% ../nbs/01_models.ipynb #0dbd2e73
-import difflib, hashlib, importlib.util, json, math, os, random, shutil, tempfile
+import difflib, functools, hashlib, importlib.util, inspect, json, math, os, platform, random, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +57,49 @@ def new_folder(
         if folder.exists(): shutil.rmtree(folder)
         draft.chmod(0o755); os.replace(draft, folder)
     finally: shutil.rmtree(draft, ignore_errors=True)
+
+# %% ../nbs/01_models.ipynb #df2698bc
+def versions() -> dict:  # package -> version
+    "The versions that a result depends on."
+    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "transformer-lens", "sae-lens")}}
+
+def samu_version() -> str: 
+    "This package's version."
+    from samu import __version__
+    return __version__
+
+def package_text() -> list:  # of hexadecimal digests
+    "The package's own text, which every result depends on: one digest for each file."
+    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(resources.files("samu").iterdir(), key=lambda f: f.name) if f.name.endswith(".py")]
+
+# %% ../nbs/01_models.ipynb #bf86fc24
+def notebook_code(
+    *roots,     # functions
+) -> list:      # of str, in order
+    "The byte code, and the numbers and words, of what a notebook or script has defined itself, as far as the roots call it. Modules are left out: `package_text` reads those of this package."
+    seen, todo, out = set(), list(roots), []
+    while todo:
+        f = todo.pop()
+        if isinstance(f, functools.partial): todo += [f.func, *f.args, *f.keywords.values()]
+        if not inspect.isfunction(f) or f.__module__ != "__main__" or f in seen: continue
+        seen.add(f); codes = [f.__code__]
+        for c in codes: codes += [k for k in c.co_consts if inspect.iscode(k)]
+        constants = [sorted(map(repr, k)) if isinstance(k, frozenset) else repr(k) for c in codes for k in c.co_consts if not inspect.iscode(k)]
+        met = [f.__globals__[n] for n in dict.fromkeys(n for c in codes for n in c.co_names) if n in f.__globals__] + [c.cell_contents for c in f.__closure__ or ()] + list(f.__defaults__ or ())
+        out.append(config_key(dict(code=[c.co_code.hex() for c in codes], names=[c.co_names for c in codes], constants=constants, values=[v for v in met if isinstance(v, (int, float, str))])))
+        todo += met
+    return sorted(out)
+
+# %% ../nbs/01_models.ipynb #513e6fa0
+def kept_result(
+    kind:str,     # of result, one word; its folder in the cache
+    parts:dict,   # what it depends on, beside the versions, this package's text and the code of `make`: the model's key, the questions, the settings
+    make,         # function without arguments; what it gives must fit into JSON
+):
+    "What `make` gives, or gave before for the same parts."
+    file = cache_folder(kind) / f"{config_key(dict(parts, versions=versions(), code=package_text() + notebook_code(make)))}.json"
+    if not file.is_file(): draft = file.with_suffix(f".{os.getpid()}"); draft.write_text(json.dumps(make())); draft.replace(file)
+    return json.loads(file.read_text())
 
 # %% ../nbs/01_models.ipynb #e8e78e74
 def pick_device(

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from .entities import Entity, Question, questions
-from .models import NameBatch, Setup, answer, load_folder, load_setup, name_tokens, new_folder, perplexity, products_in, recall, residual_after, residuals_by_layer, threads_for, unwrap
+from .models import NameBatch, Setup, answer, kept_result, load_folder, load_setup, name_tokens, new_folder, perplexity, products_in, recall, residual_after, residuals_by_layer, samu_version, threads_for, unwrap, versions
 from .saes import sae_for
 from .latents import Latents, answer_edited, find_latents, grade, known_entities, renamed, split_for, steer
-from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, float32_copies, kept_result, loop_settings, make_task, samu_version, text_batches, texts_to_keep, trained_parameters, unlearn, unlearn_once, update, versions, weights_hash
+from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, float32_copies, loop_settings, make_task, text_batches, texts_to_keep, trained_parameters, unlearn, unlearn_once, update, weights_hash
 from .baselines import method_named
 from .evaluation import cloud_figure, corrected, evaluate, fit_probes, make_reference, name_pre_activations, reference_group, retrained, unknown_behaviour
 
@@ -289,12 +289,12 @@ def truth_rank(
 # %% ../nbs/07_stress.ipynb #9893c3a1
 def probe_by_layer(
     setup:Setup,      # the model that is read; not changed
-    probes:dict,      # layer -> classifier, from `fit_probes` on the original model
+    probes:dict,      # layer -> `Probe`, from `fit_probes` on the original model
     entities,         # whose names are read, in scoring prompts
 ) -> pd.DataFrame:    # layer, probe_known
     "Mean probability of being known, at each layer."
     h = residuals_by_layer(setup.model, setup.tokenizer, questions(entities, setup.prompts), list(probes))
-    return pd.DataFrame([dict(layer=l, probe_known=float(p.predict_proba(h[l].cpu().numpy())[:, 1].mean())) for l, p in probes.items()])
+    return pd.DataFrame([dict(layer=l, probe_known=p(h[l]).mean().item()) for l, p in probes.items()])
 
 # %% ../nbs/07_stress.ipynb #a5f24eb9
 @torch.no_grad()

@@ -11,23 +11,21 @@ __all__ = ['OBJECTIVES', 'METHODS', 'RETAIN_LOSSES', 'LOOP', 'KEPT_LOGITS', 'KEP
            'trained_parameters', 'put_weights', 'weights_hash', 'Unlearned', 'unknown_distance', 'peak_memory',
            'recomputed', 'retain_batches_of', 'retain_loss', 'float32_copies', 'update', 'training_step', 'shares_of',
            'loop_settings', 'history_table', 'add_adapters', 'remove_adapters', 'Progress', 'start_progress', 'look',
-           'new_key', 'finished', 'still_recalled', 'take_back', 'run_loop', 'unlearn', 'versions', 'samu_version',
-           'package_text', 'notebook_code', 'run_key', 'unlearn_once', 'kept_result', 'history_figure', 'Injection',
-           'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall', 'save_model']
+           'new_key', 'finished', 'still_recalled', 'take_back', 'run_loop', 'unlearn', 'run_key', 'unlearn_once',
+           'history_figure', 'Injection', 'injections_for', 'final_hidden', 'recall_loss', 'both_retain', 'note_recall',
+           'save_model']
 
 # %% ../nbs/04_unlearning.ipynb #2f207adc
-import contextlib, functools, hashlib, inspect, json, os, platform, time
+import contextlib, hashlib, json, os, platform, time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .entities import Question, questions
-from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, load_setup, name_batches, name_residuals, name_tokens, new_folder, plain_name, products_in, recall, residual_after, threads_for, unwrap
+from .models import NameBatch, NameResiduals, Setup, answer, batch_residuals, cache_folder, config_key, edit_residual, joined, joined_residuals, kept_result, load_setup, name_batches, name_residuals, name_tokens, new_folder, notebook_code, package_text, plain_name, products_in, recall, residual_after, samu_version, threads_for, unwrap, versions
 from .saes import pre_activations, sae_for
 from .latents import Latents, answer_edited, few_prompts, find_latents, grade, renamed, split_for
 
@@ -310,7 +308,9 @@ def pick_stranger(
     def unlikely(e):
         batches = text_batches(setup, [(renamed(q, e).text, q.answers[0]) for q in asked], keep_frozen=False)
         return sum(answer_loss(setup, b).item() * len(b.row) for b in batches)
-    with torch.no_grad(): return max(pool[:16], key=unlikely)
+    def pick():
+        with torch.no_grad(): return max(range(len(pool[:16])), key=lambda i: unlikely(pool[i]))
+    return pool[kept_result("strangers", dict(model=setup.key, dtype=str(setup.dtype), asked=[(q.text, q.answers) for q in asked], pool=[e.name for e in pool[:16]]), pick)]
 
 # %% ../nbs/04_unlearning.ipynb #f19b456c
 @torch.no_grad()
@@ -402,7 +402,6 @@ def make_task(
     import random
     split, rng = split_for(setup, target, grades), random.Random(seed)
     asked = questions([replace(split.target, facts=setup.find(target).facts)], setup.prompts, "loss")
-    aim = aim or aim_for(setup, sae, latents, grades=grades)
     held = {a: [q for q in asked if q.attribute == a][-1].text for a in dict.fromkeys(q.attribute for q in asked)}        # one phrasing for each attribute
     train = [q for q in asked if q.text != held[q.attribute]] or asked
     where = [*train, *in_passing(setup, split.target, setup.training.get("passing", 0), random.Random(seed))]
@@ -413,6 +412,7 @@ def make_task(
     keep = texts_to_keep(setup, split, (setup.training.get("retain_texts", 1200) if retain_texts is None else retain_texts) // 4, rng)
     size = setup.training.get("batch_tokens", 400)
     with products_in(setup.model, products or setup.training.get("products", "full")) as products:
+        aim = aim or aim_for(setup, sae, latents, grades=grades)
         before = before_training(setup, where, forget, stranger or pick_stranger(setup, split.target, split.unknown_loss, facts))
         if (setup.training.get("unlike_known") if unlike_known is None else unlike_known) and split.retain:      # without known names there is no line
             line = *toward_known(setup, split, aim.scale), aim.scale
@@ -797,38 +797,6 @@ def unlearn(
                 seconds=time.perf_counter() - start, step_ms=1000 * sorted(progress.times)[len(progress.times) // 2], peak_mb=peak_memory(setup.device))
     return finished(task, method, card, progress.trained, progress.original, None if moments is None else progress.optimizer.state_dict()["state"])
 
-# %% ../nbs/04_unlearning.ipynb #a6dfb158
-def versions() -> dict:  # package -> version
-    "The versions that a result depends on."
-    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "transformer-lens", "sae-lens")}}
-
-def samu_version() -> str: 
-    "This package's version."
-    from samu import __version__
-    return __version__
-
-def package_text() -> list:  # of hexadecimal digests
-    "The package's own text, which every result depends on: one digest for each file."
-    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(resources.files("samu").iterdir(), key=lambda f: f.name) if f.name.endswith(".py")]
-
-# %% ../nbs/04_unlearning.ipynb #9efe5347
-def notebook_code(
-    *roots,     # functions
-) -> list:      # of str, in order
-    "The byte code, and the numbers and words, of what a notebook or script has defined itself, as far as the roots call it. Modules are left out: `run_key` reads their files."
-    seen, todo, out = set(), list(roots), []
-    while todo:
-        f = todo.pop()
-        if isinstance(f, functools.partial): todo += [f.func, *f.args, *f.keywords.values()]
-        if not inspect.isfunction(f) or f.__module__ != "__main__" or f in seen: continue
-        seen.add(f); codes = [f.__code__]
-        for c in codes: codes += [k for k in c.co_consts if inspect.iscode(k)]
-        constants = [sorted(map(repr, k)) if isinstance(k, frozenset) else repr(k) for c in codes for k in c.co_consts if not inspect.iscode(k)]
-        met = [f.__globals__[n] for n in dict.fromkeys(n for c in codes for n in c.co_names) if n in f.__globals__] + [c.cell_contents for c in f.__closure__ or ()] + list(f.__defaults__ or ())
-        out.append(config_key(dict(code=[c.co_code.hex() for c in codes], names=[c.co_names for c in codes], constants=constants, values=[v for v in met if isinstance(v, (int, float, str))])))
-        todo += met
-    return sorted(out)
-
 # %% ../nbs/04_unlearning.ipynb #2e34b1fa
 def run_key(
     task:Task, method:Method,
@@ -862,17 +830,6 @@ def unlearn_once(
     original = {k: p.detach().clone() for k, p in trained.items()}
     put_weights(trained, changed)
     return finished(task, method, card | dict(history=pd.DataFrame(card["history"])), trained, original)
-
-# %% ../nbs/04_unlearning.ipynb #21257ddb
-def kept_result(
-    kind:str,     # of result, one word; its folder in the cache
-    parts:dict,   # what it depends on, beside this package's text and the versions: the model's key, the questions, the settings
-    make,         # function without arguments; what it gives must fit into JSON
-):
-    "What `make` gives, or gave before for the same parts."
-    file = cache_folder(kind) / f"{config_key(dict(parts, versions=versions(), code=package_text()))}.json"
-    if not file.is_file(): draft = file.with_suffix(f".{os.getpid()}"); draft.write_text(json.dumps(make())); draft.replace(file)
-    return json.loads(file.read_text())
 
 # %% ../nbs/04_unlearning.ipynb #c00e3602
 def history_figure(

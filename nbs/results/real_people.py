@@ -1,12 +1,12 @@
 """Makes Gemma 3 270M forget some people, one at a time, and keeps a row for each run in real_people.csv.
 
-    python nbs/results/real_people.py                      the tables of chapter 08: hours on two cores, can be stopped and taken up again
-    python nbs/results/real_people.py "Tiger Woods"        somebody else, with the default objective
-    python nbs/results/real_people.py --seeds 0 --methods default,npo --each 1
+    python nbs/results/real_people.py                      five methods with two seeds: ten minutes on a large GPU with many runs at a time, a day on two cores; can be stopped and taken up again
+    python nbs/results/real_people.py --seeds 0 --methods triplet_random,rmu,crisp,ga,simnpo      the other methods of chapter 08
+    python nbs/results/real_people.py "Tiger Woods" --methods default     somebody else
     python nbs/results/real_people.py --methods default --way as_is   the stranger as he is, and 0.8 of the change; in real_as_is.csv
     python nbs/results/real_people.py --methods default --way rule    the same, but the share of the change is chosen person by person; in real_rule.csv
 
-Runs that the table holds already are not made again. Runs with the first seed are attacked, too.
+Runs that the table holds already are not made again. Runs with seed 0 are attacked, too. Everything is in float32; a GPU may multiply in TF32.
 """
 from enum import Enum
 from pathlib import Path
@@ -38,25 +38,27 @@ def attacked(ref, strangers):
 def main(
     people:Annotated[list[str], typer.Argument(help="who is to be forgotten; the twelve of the chapter, if nobody is named")] = None,
     seeds:Annotated[str, typer.Option(help="of the loop and of the choice of retain texts")] = "0,1",
-    methods:Annotated[str, typer.Option(help="the setup's default with all seeds, the others with the first seed only")] = "default,ga,npo,rmu,mean_residual,triplet_random",
+    methods:Annotated[str, typer.Option(help="default: the setup's own objective")] = "default,two_sided,mean_residual,npo,refusal",
     each:Annotated[int, typer.Option(help="people of each kind", min=1, max=3)] = 3,
     way:Annotated[Enum("Way", {w: w for w in WAYS}), typer.Option(help="as the default is; or with the stranger as he is, and a fixed or a chosen share of the change: each into a table of its own")] = "default",
 ):
     "Forget people in Gemma 3 270M and keep one row for each run."
+    import torch
     from samu.baselines import method_named
     from samu.evaluation import evaluate, make_reference
     from samu.latents import find_latents, grade
     from samu.models import load_setup
     from samu.saes import sae_for
     from samu.unlearning import make_task, unlearn
-    setup = load_setup("gemma-3-270m")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    setup = load_setup("gemma-3-270m", dtype=torch.float32)      # on a GPU, too
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
     people, seeds = people or [p for kind in TWELVE.values() for p in kind[:each]], [int(s) for s in seeds.split(",")]
     names = [setup.objective if m == "default" else m for m in methods.split(",")]
     for n in names: method_named(n)                        # complains now
     file, for_task, for_loop = WAYS[getattr(way, "value", way)]
-    wanted = [(names[0], s) for s in seeds] + [(n, seeds[0]) for n in names[1:]]
+    wanted = [(n, s) for s in seeds for n in names]
     for person in tqdm(people):
         table = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=["target", "method", "seed"])
         there = set(table[["target", "method", "seed"]].itertuples(index=False, name=None))
@@ -70,7 +72,7 @@ def main(
             task = make_task(setup, sae, latents, person, grades, seed=seed, **for_task)
             for method in (m for m, s in todo if s == seed):
                 done = unlearn(task, method, seed=seed, **for_loop)
-                rows.append(about | dict(seed=seed, share=done.settings["share"]) | evaluate(ref, method, done) | (attacked(ref, strangers) if seed == seeds[0] else {}))
+                rows.append(about | dict(seed=seed, share=done.settings["share"]) | evaluate(ref, method, done) | (attacked(ref, strangers) if seed == 0 else {}))
                 done.restore(setup)
                 pd.concat([table, pd.DataFrame(rows)], ignore_index=True).round(4).to_csv(file, index=False)
 
