@@ -779,7 +779,7 @@ def load_gemma3(
     folder, device, own_table = gemma3_folder(), pick_device(device), entities is not None
     entities = real_entities() if entities is None else entities
     prompts = prompts or (default_prompts(entities) if own_table else real_prompts())
-    tokenizer = from_folder(AutoTokenizer, folder)
+    tokenizer = from_folder(AutoTokenizer, folder, add_bos_token=True)      # as it is; without the word TransformerLens would load it again
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or pick_dtype(device), local_files_only=True)
     return Setup("gemma-3-270m", wrap(hf, tokenizer, device), tokenizer, layer=9, entities=entities, unknown=invented_for(entities, tokenizer, seed=seed), prompts=prompts,
                  ordinary=ordinary_prose(), seed=seed, key=config_key({"folder": _folder_key(folder), "entities": [e.__dict__ for e in entities]}), folder=folder, own_table=own_table,

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from .entities import Entity, Question, questions
-from .models import NameBatch, Setup, answer, kept_result, load_folder, load_setup, name_tokens, new_folder, perplexity, products_in, recall, residual_after, residuals_by_layer, samu_version, threads_for, unwrap, versions
+from .models import NameBatch, Setup, answer, kept_result, load_folder, load_setup, name_tokens, new_folder, perplexity, plain_name, products_in, recall, residual_after, residuals_by_layer, samu_version, threads_for, unwrap, versions
 from .saes import sae_for
 from .latents import Latents, answer_edited, find_latents, grade, known_entities, renamed, split_for, steer
 from .unlearning import Before, Task, TextBatch, aim_for, answer_loss, float32_copies, loop_settings, make_task, text_batches, texts_to_keep, trained_parameters, unlearn, unlearn_once, update, weights_hash
@@ -560,7 +560,7 @@ def stress(
 ) -> tuple:             # (fields, tables: name -> DataFrame)
     "Run every attack on one model."
     ask, before, n = questions([test.target], changed.prompts), test.original, min(3, len(test.target.facts) - 1)
-    tables = dict(relearned=relearn_curves(changed, test.target, n), attacked=attack_recall(changed, test.target, test.helpers, test.strangers), into=patch_depth(changed, before, ask),
+    tables = dict(relearned=relearn_curves(changed, test.target, n, cached=True), attacked=attack_recall(changed, test.target, test.helpers, test.strangers), into=patch_depth(changed, before, ask),
                   out_of=patch_depth(before, changed, ask), probed=probe_by_layer(changed, test.probes, [test.target]), steered=steer_back(changed, test.sae, test.latents, ask))
     full = recall(answer(before.model, before.tokenizer, ask, before.reply_tokens), ask)
     reads = test.ignorant[test.ignorant.recall < .5].layer          # where the name still decides about the answer
@@ -637,6 +637,7 @@ def saved_model(
     folder = Path(folder)
     if not (folder / "samu.json").is_file(): raise ValueError(f"{str(folder)!r} holds no model saved by samu (no samu.json); give the model/ folder that samu unlearn wrote")
     changed, card = load_folder(folder, device=device), json.loads((folder / "samu.json").read_text(encoding="utf-8"))
+    changed.key = weights_hash({plain_name(n): p for n, p in changed.model.original_model.named_parameters()})[:10]      # results that are kept belong to these weights
     return card, load_setup(card["base_setup"], seed=card["world_seed"], device=device), changed
 
 def hash_facts(
@@ -663,7 +664,7 @@ def audit_person(
     with threads_for(original.model):
         ref = make_reference(original, sae, latents, target, grades, gold=gold)
         test = make_stress(original, sae, latents, target, grades, *gold[:1])
-        row = evaluate(replace(ref, setup=changed), "unlearned")
+        row = evaluate(replace(ref, setup=changed), "unlearned", cached=True)
         extra, tables = stress(test, changed)
         place = lambda s: name_pre_activations(s, sae, [test.target])[0].cpu()
         places = {"original": place(original), "unlearned": place(changed)}
