@@ -63,7 +63,7 @@ def versions() -> dict:  # package -> version
     "The versions that a result depends on."
     return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "transformer-lens", "sae-lens")}}
 
-def samu_version() -> str: 
+def samu_version() -> str:
     "This package's version."
     from samu import __version__
     return __version__
@@ -791,7 +791,6 @@ GEMMA3_TUNED = {m: dict(steps=30, lr=lr, share=0.8) for m, lr in dict(mean_resid
 # %% ../nbs/01_models.ipynb #eecbf9a9
 def ordinary_prose() -> dict:  # "loss" and "score" -> paragraphs
     "Plain paragraphs written for this project (CC0); every second one is kept for scoring."
-    from importlib import resources
     text = (resources.files("samu") / "data" / "ordinary_text.md").read_text(encoding="utf-8")
     paragraphs = [p.strip() for p in text.split("\n\n") if p.strip() and not p.startswith("#")]
     return {"loss": paragraphs[::2], "score": paragraphs[1::2]}

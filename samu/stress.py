@@ -557,10 +557,11 @@ def make_stress(
 def stress(
     test:StressTest,    # from `make_stress`
     changed:Setup,      # with the model under attack; unchanged afterwards
+    cached:bool=False,  # as in `relearn_curves`: only for a model whose key goes with its weights
 ) -> tuple:             # (fields, tables: name -> DataFrame)
     "Run every attack on one model."
     ask, before, n = questions([test.target], changed.prompts), test.original, min(3, len(test.target.facts) - 1)
-    tables = dict(relearned=relearn_curves(changed, test.target, n, cached=True), attacked=attack_recall(changed, test.target, test.helpers, test.strangers), into=patch_depth(changed, before, ask),
+    tables = dict(relearned=relearn_curves(changed, test.target, n, cached=cached), attacked=attack_recall(changed, test.target, test.helpers, test.strangers), into=patch_depth(changed, before, ask),
                   out_of=patch_depth(before, changed, ask), probed=probe_by_layer(changed, test.probes, [test.target]), steered=steer_back(changed, test.sae, test.latents, ask))
     full = recall(answer(before.model, before.tokenizer, ask, before.reply_tokens), ask)
     reads = test.ignorant[test.ignorant.recall < .5].layer          # where the name still decides about the answer
@@ -665,7 +666,7 @@ def audit_person(
         ref = make_reference(original, sae, latents, target, grades, gold=gold)
         test = make_stress(original, sae, latents, target, grades, *gold[:1])
         row = evaluate(replace(ref, setup=changed), "unlearned", cached=True)
-        extra, tables = stress(test, changed)
+        extra, tables = stress(test, changed, cached=True)
         place = lambda s: name_pre_activations(s, sae, [test.target])[0].cpu()
         places = {"original": place(original), "unlearned": place(changed)}
         clouds = cloud_figure(ref, places, [ref.original, row])
