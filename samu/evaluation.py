@@ -133,6 +133,7 @@ def _fit_probe(known, unknown):      # both [n, d_model]
     weight = fit.coef_[0] / scaler.scale_                         # the scaler goes into the weights
     return Probe(weight.tolist(), float(fit.intercept_[0] - weight @ scaler.mean_))
 
+# %% ../nbs/06_evaluation.ipynb #b95a0836
 def fit_probes(
     setup:Setup, split:Split,
     layers=None,            # blocks above the site; up to four of them, spread out, if None, less those that take strangers for known
@@ -146,12 +147,13 @@ def fit_probes(
     asked = [ask(_some(g, 3 * n) if n else g, "loss") for g in (split.retain, split.unknown_loss)] + ([] if layers else [ask(_some(split.unknown_score, n or 60), "score")])
     def fit():
         known, unknown, *strangers = (residuals_by_layer(setup.model, setup.tokenizer, a, chosen) for a in asked)
-        probes = {l: _fit_probe(known[l], unknown[l]) for l in chosen}
-        return [dict(vars(p), taken=[p(s[l]).mean().item() for s in strangers]) for l, p in probes.items()]
+        probes = [_fit_probe(known[l], unknown[l]) for l in chosen]
+        return [vars(p) for p in probes], [p(s[l]).mean().item() for s in strangers for l, p in zip(chosen, probes)]
     told = [[q.text[:q.stop] for q in a] for a in asked]
-    kept = dict(zip(chosen, kept_result("probes", dict(model=setup.key, dtype=str(setup.dtype), layers=chosen, told=told), fit)))
-    least = min([p["taken"] for p in kept.values()]) or [0.]
-    return {l: Probe(p["weight"], p["bias"]) for l, p in kept.items() if not p["taken"] or p["taken"][0] <= max(fooled, least[0])}
+    kept, taken = kept_result("probes", dict(model=setup.key, dtype=str(setup.dtype), layers=chosen, told=told), fit)
+    probes = {l: Probe(**p) for l, p in zip(chosen, kept)}
+    if layers: return probes
+    return {l: p for (l, p), t in zip(probes.items(), taken) if t <= max(fooled, min(taken))}
 
 def probe_known(
     setup:Setup,
@@ -278,7 +280,8 @@ def evaluate(
     with products_in(setup.model, setup.scoring.get("products", "full")) as products:
         target_recall, prior = recall(say(ref.target_q, "target"), ref.target_q), recall(say(ref.prior_q, "default guess"), ref.prior_q)
         retain, others = recall(say(ref.retain_q, "neighbours"), ref.retain_q), recall(say(ref.others_q, "other kinds"), ref.others_q)
-        strangers, ppl = say(ref.unknown_q, "unknown names"), kept_result("perplexity", dict(model=setup.key, dtype=str(setup.dtype), products=products, texts=setup.ordinary["score"]), surprise) if cached or not first else surprise()
+        strangers = say(ref.unknown_q, "unknown names")
+        ppl = surprise() if first and not cached else kept_result("perplexity", dict(model=setup.key, dtype=str(setup.dtype), products=products, texts=setup.ordinary["score"]), surprise)
     z = name_pre_activations(setup, ref.sae, [split.target])
     groups = {}
     for name, group in (("known", ref.latents.known), ("unknown", ref.latents.unknown)):

@@ -305,12 +305,13 @@ def pick_stranger(
     pool = list(strangers)
     for fits in (lambda e: e.kind == target.kind, lambda e: not set(e.name.split()) & set(target.name.split()), lambda e: width(renamed(asked[0], e)) == width(asked[0])):
         pool = [e for e in pool if fits(e)] or pool
+    pool = pool[:16]
     def unlikely(e):
         batches = text_batches(setup, [(renamed(q, e).text, q.answers[0]) for q in asked], keep_frozen=False)
         return sum(answer_loss(setup, b).item() * len(b.row) for b in batches)
     def pick():
-        with torch.no_grad(): return max(range(len(pool[:16])), key=lambda i: unlikely(pool[i]))
-    return pool[kept_result("strangers", dict(model=setup.key, dtype=str(setup.dtype), asked=[(q.text, q.answers) for q in asked], pool=[e.name for e in pool[:16]]), pick)]
+        with torch.no_grad(): return max(range(len(pool)), key=lambda i: unlikely(pool[i]))
+    return pool[kept_result("strangers", dict(model=setup.key, dtype=str(setup.dtype), asked=[(q.text, q.answers) for q in asked], pool=[e.name for e in pool]), pick)]
 
 # %% ../nbs/04_unlearning.ipynb #f19b456c
 @torch.no_grad()

@@ -393,8 +393,7 @@ def test_demo(demo, folder):
     assert read(folder / "demo" / "model" / "samu.json")["method"] == "triplet"
     row = demo["triplet"]
     assert row["target_recall"] == 0
-    assert row["retain_ratio"] >= 0.99 and row["perplexity_ratio"] <= 1.03
-    assert row["unknown_rate"] >= min(0.97, demo["original"]["unknown_rate"] - 0.02)      # some machines' model takes one or two of the forty strangers for known people
+    assert row["retain_ratio"] >= 0.99 and row["unknown_rate"] >= 0.97 and row["perplexity_ratio"] <= 1.03
     assert row["alignment_percentile"] >= 0.05 and row["probe_known"] <= 0.10
 
 def test_demo_says_how_many_ways(demo, samu):

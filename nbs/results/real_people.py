@@ -24,6 +24,13 @@ WAYS = dict(default=(FILE, {}, {}), as_is=(FILE.with_name("real_as_is.csv"), dic
 TWELVE = dict(athlete=["George Foreman", "Manny Pacquiao", "Sachin Tendulkar"], musician=["David Bowie", "George Frideric Handel", "Madonna"], leader=["Fidel Castro", "Jimmy Carter", "Ronald Reagan"],
               scientist=["Carl Linnaeus", "Erwin Schrödinger", "Rachel Carson"])
 
+def gemma_setup():
+    "Gemma in float32, on a GPU, too; there matrices are multiplied in TF32."
+    import torch
+    from samu.models import load_setup
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return load_setup("gemma-3-270m", dtype=torch.float32)
+
 def attacked(ref, strangers):
     "What rounding to eight bits and other words bring back, corrected for guessing."
     from samu.evaluation import corrected
@@ -43,15 +50,12 @@ def main(
     way:Annotated[Enum("Way", {w: w for w in WAYS}), typer.Option(help="as the default is; or with the stranger as he is, and a fixed or a chosen share of the change: each into a table of its own")] = "default",
 ):
     "Forget people in Gemma 3 270M and keep one row for each run."
-    import torch
     from samu.baselines import method_named
     from samu.evaluation import evaluate, make_reference
     from samu.latents import find_latents, grade
-    from samu.models import load_setup
     from samu.saes import sae_for
     from samu.unlearning import make_task, unlearn
-    torch.backends.cuda.matmul.allow_tf32 = True
-    setup = load_setup("gemma-3-270m", dtype=torch.float32)      # on a GPU, too
+    setup = gemma_setup()
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
     people, seeds = people or [p for kind in TWELVE.values() for p in kind[:each]], [int(s) for s in seeds.split(",")]

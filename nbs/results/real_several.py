@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd, typer
-from real_people import TWELVE
+from real_people import TWELVE, gemma_setup
 from tqdm.auto import tqdm
 
 FILE = Path(__file__).with_suffix(".csv")
@@ -30,17 +30,15 @@ def asked_about(setup, person, grades):
 
 def main(way:Annotated[list[str], typer.Option(help="one of the three ways; all if none is given")] = list(WAYS), most:Annotated[int, typer.Option(help="people", min=1, max=12)] = 10):
     "Forget people in turn and keep a row for each look."
-    import torch
     from samu.entities import questions
     from samu.evaluation import corrected, enough_questions
     from samu.latents import few_prompts, find_latents, grade, split_for
-    from samu.models import answer, load_setup, perplexity, products_in, recall
+    from samu.models import answer, perplexity, products_in, recall
     from samu.saes import sae_for
     from samu.stress import several_runs, weights_kept
     from samu.unlearning import unlearn
     if wrong := [w for w in way if w not in WAYS]: raise typer.BadParameter(f"there is no way {wrong[0]!r}; choose from {', '.join(map(repr, WAYS))}")
-    torch.backends.cuda.matmul.allow_tf32 = True
-    setup = load_setup("gemma-3-270m", dtype=torch.float32)      # on a GPU, too
+    setup = gemma_setup()
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
     people = PEOPLE[:most]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd, typer
-from real_people import TWELVE
+from real_people import TWELVE, gemma_setup
 
 FILE = Path(__file__).with_suffix(".csv")
 STEPS, EVERY = 30, 5
@@ -21,15 +21,12 @@ def main(
     lr:Annotated[float, typer.Option(help="step size of the fine-tuning")] = 5e-6,
 ):
     "Recall of shown and unshown facts over the steps of fine-tuning."
-    import torch
     from samu.baselines import method_named
     from samu.latents import find_latents, grade, split_for
-    from samu.models import load_setup
     from samu.saes import sae_for
     from samu.stress import relearn_curves
     from samu.unlearning import make_task, unlearn_once
-    torch.backends.cuda.matmul.allow_tf32 = True
-    setup = load_setup("gemma-3-270m", dtype=torch.float32)      # on a GPU, too
+    setup = gemma_setup()
     grades, sae = grade(setup), sae_for(setup)
     latents = find_latents(setup, sae, grades)
     models = ["original"] + [setup.objective if m == "default" else m for m in methods.split(",")]
