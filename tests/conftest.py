@@ -1,11 +1,80 @@
-"Registers notebook_cases.py, which makes pytest cases of the notebooks in nbs/, and the marker `gpu`."
+"""What all tests share: the notebook plugin, the marker `gpu`, the order of files, one invented world in
+one cache.
+"""
+
+import functools
+import os
+from pathlib import Path
+
 import pytest
+from filelock import FileLock
 
 pytest_plugins = ["notebook_cases"]
 
-def pytest_configure(config): config.addinivalue_line("markers", "gpu: runs on a CUDA device; skipped where there is none")
+# What takes longest comes first: with two workers, the last file decides when the run ends.
+LONGEST = [
+    "test_real.py",
+    "test_families.py",
+    "test_cli.py",
+    "10_real_people.ipynb",
+    "05_forgetting.ipynb",
+    "08_attacks.ipynb",
+    "06_evaluation.ipynb",
+    "07_baselines.ipynb",
+    "11_many.ipynb",
+]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: runs on a CUDA device; skipped where there is none")
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist has one core to itself
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") is None: return
-    import torch
-    if not torch.cuda.is_available(): pytest.skip("no CUDA device")
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+    if mentions_biographies(item.path):
+        prepare_world_once()
+
+
+@functools.cache
+def mentions_biographies(path):
+    return "biographies" in Path(path).read_text(encoding="utf-8")
+
+
+@functools.cache
+def prepare_world_once():
+    "Trains and keeps the invented world, unless the cache has it. One worker does it while the other waits."
+    from notebook_cases import forked
+    from samu.workshop.store import cache_folder
+
+    with FileLock(cache_folder() / "tests.lock"):
+        for _ in forked(prepare_world):
+            pass
+
+
+def prepare_world(line):
+    "Everything about the invented world that many tests need. What goes wrong here is for the tests to show."
+    import samu
+
+    exp = samu.load("biographies")
+    for part in ("latents", "probes"):
+        getattr(exp, part)
+    line.send(("done",))
+
+
+@pytest.fixture(scope="session")
+def exp():
+    "The invented world, loaded once for a worker. A test that changes its weights puts them back."
+    import samu
+
+    return samu.load("biographies")

@@ -1,411 +1,516 @@
-"""The command line, run as a user runs it: one process for each command, in a folder of its own.
+"""The command line, run as a user runs it.
 
-What a command leaves behind is kept for the tests after it, so that each expensive command runs once. Cheap ones come first.
+A few commands run in processes of their own, the others in this one, where torch is loaded already. What a
+command leaves behind is kept for the tests after it.
 """
-import csv, hashlib, json, os, subprocess, sys
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
-from samu.entities import make_biographies
+from samu.workshop import console
+from samu.workshop.invented import make_biographies
+from samu.workshop.registry import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = Path(sys.executable).with_name("samu")
-SAMU = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-c", "from samu.cli import main; main()"]
-COMMANDS = ["demo", "setups", "entities", "unlearn", "compare", "audit", "latents", "ask"]
-TARGET, SECOND, OTHER = (make_biographies(0).people[i] for i in (7, 20, 3))   # the demo forgets the first of them
-DIFFER = {"seconds", "step_ms", "peak_mb"}                                    # what may change from run to run
+COMMANDS = ["demo", "setups", "entities", "unlearn", "compare", "audit", "latents", "ask", "cache"]
+TARGET, SECOND, OTHER = (make_biographies(0).people[i] for i in (7, 20, 3))  # the demo forgets the first
 ASKED = "Question: From which town does {} come? Answer:"
+DIFFER = {"seconds", "step_ms", "peak_mb"}  # what may change from run to run
+PARTS = ["loading", "grading", "dictionary", "latents", "original", "training", "measuring", "saving"]
+LIBRARIES = {"torch", "transformers", "transformer_lens", "sae_lens", "pandas", "matplotlib"}
 
-def run(command, cwd):
-    "Runs a command in a folder."
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), "TQDM_DISABLE": "1",
-           "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"}
-    env.pop("SAMU_DEVICE", None)
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=1200)
 
-@pytest.fixture(scope="session")
+def run(command, cwd, **more):
+    "Runs a command in a process of its own."
+    environ = {
+        **os.environ,
+        "TQDM_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        **more,
+    }
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, timeout=1200)
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "Where all commands run."
     return tmp_path_factory.mktemp("cli")
 
-@pytest.fixture(scope="session")
-def samu(folder):
-    "Runs `samu` with some arguments; each command line once."
-    done = {}
-    def run_once(*args):
-        args = tuple(map(str, args))
-        if args not in done: done[args] = run([*SAMU, *args], folder)
-        return done[args]
-    return run_once
+
+@pytest.fixture
+def samu(folder, monkeypatch, capfd):
+    "Runs `samu` in this process: (exit code, what it printed, what it complained about)."
+
+    def call(*args):
+        from samu.cli import main
+
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["samu", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "100")
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
 
 def good(done):
-    "What a command printed; it has to have succeeded without a word of complaint."
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr and "Error" not in done.stderr and "Warning" not in done.stderr
-    return done.stdout
+    code, out, err = done
+    assert code == 0 and "Traceback" not in err and "Warning" not in err, err[-3000:]
+    return out
+
 
 def complaint(done, *parts):
     "Checks that a command failed with exit code 2 and one line, in which these parts stand."
-    assert done.returncode == 2, (done.stdout + done.stderr)[-3000:]
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("samu: "), done.stderr[-3000:]
-    for part in parts: assert part in lines[0]
-    assert not done.stdout
+    code, out, err = done
+    lines = err.strip().splitlines()
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("samu: ") and not out, (
+        code,
+        out,
+        err[-3000:],
+    )
+    for part in parts:
+        assert part in lines[0]
+
+
+def cells(text):
+    "The rows of a printed table."
+    return [[c.strip() for c in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
 
 def contents(folder):
     "{path: digest} of everything below a folder."
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else None for p in sorted(Path(folder).rglob("*"))}
+    files = [p for p in sorted(Path(folder).rglob("*")) if p.is_file()]
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-# --- Cheap commands
+def read(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
-def test_help(samu):
-    out = good(samu("--help"))
-    listed = [line.split()[1] for line in out[out.index("Commands"):].splitlines()[1:] if len(line.split()) > 2 and line[2:3].strip()]
-    assert listed == COMMANDS
 
-def test_help_does_not_import_torch(folder):
-    code = "import sys; sys.argv = ['samu', '--help']\nfrom samu.cli import main\ntry: main()\nexcept SystemExit: pass\n" \
-           "loaded = {'torch', 'transformers', 'transformer_lens', 'sae_lens', 'pandas', 'matplotlib'} & set(sys.modules); assert not loaded, loaded"
-    assert "Commands" in good(run([sys.executable, "-c", code], folder))
+# --- Without a model
 
-def test_nonsense_grade(samu): complaint(samu("entities", "--grade", "nonsense"), "--grade", "'nonsense'", "known")
 
-def test_no_steps(samu, folder):
-    done = samu("unlearn", TARGET.name, "--steps", 0, "--out", "zero")
-    assert done.returncode == 2 and "Usage" in done.stderr and "--steps" in done.stderr and "Traceback" not in done.stderr
-    assert not (folder / "zero").exists()
+def test_help_names_the_commands_and_imports_nothing_heavy(folder):
+    code = (
+        "import sys; sys.argv = ['samu', '--help']\nfrom samu.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"assert not {LIBRARIES} & set(sys.modules)"
+    )
+    done = run([sys.executable, "-c", code], folder)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.decode()
+    rows = [line.split() for line in out[out.index("Commands") :].splitlines()[1:]]
+    assert [r[1] for r in rows if len(r) > 2 and r[1] in COMMANDS] == COMMANDS
 
-def test_out_that_cannot_be_written(samu, folder):
-    (folder / "file").write_text("mine")
-    complaint(samu("unlearn", TARGET.name, "--out", "file/results"), "file/results", "--out")
-    assert (folder / "file").read_text() == "mine"
 
-def test_ask_nothing(samu, folder):
-    (folder / "any_model").mkdir(exist_ok=True)
-    (folder / "any_model" / "config.json").write_text("{}")
-    complaint(samu("ask", " ", "--model", "any_model"), "question is empty")
+def test_without_typer_one_line_says_what_to_install(folder):
+    code = "import sys; sys.modules['typer'] = None\nfrom samu.cli import main"
+    done = run([sys.executable, "-c", code], folder)
+    assert done.returncode == 1 and done.stderr.decode().strip().count("\n") == 0
+    assert b"pip install typer rich" in done.stderr
 
-def test_ask_no_model(samu, folder):
-    (folder / "no_model").mkdir(exist_ok=True)
-    complaint(samu("ask", "The life of", "--model", "no_model"), "no_model", "config.json")
 
-def test_compare_seeds_that_are_no_numbers(samu, folder):
-    complaint(samu("compare", TARGET.name, "--seeds", "0,one", "--out", "seeds"), "--seeds", "'0,one'", "0,1,2")
-    assert not (folder / "seeds").exists()
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["entities", "--grade", "nonsense"], ["--grade", "'nonsense'", "known"]),
+        (["ask", " ", "--model", "gone"], ["question is empty"]),
+        (["ask", "The life of", "--model", "gone"], ["gone"]),
+        (["compare", TARGET.name, "--seeds", "0,one", "--out", "bad"], ["--seeds", "'0,one'", "0,1,2"]),
+        (["compare", TARGET.name, "--methods", "match,tripled", "--out", "bad"], ["'tripled'", "triplet"]),
+        (["compare", TARGET.name, "Bipo Gifan", "--out", "bad"], ["'Bipo Gifan'", "Bipo Gifen"]),
+        (["audit", "gone", "--out", "bad"], ["gone"]),
+        (["unlearn", "Bipo Gifan", "--out", "bad"], ["'Bipo Gifan'", "Bipo Gifen"]),
+        (
+            ["unlearn", "Mick Jordan", "--setup", "gemma-3-270m", "--out", "bad"],
+            ["'Mick Jordan'", "gemma-3-270m"],
+        ),
+        (["unlearn", TARGET.name, "--setup", "biography", "--out", "bad"], ["'biography'", "biographies"]),
+        (["unlearn", TARGET.name, "--method", "nonsense", "--out", "bad"], ["'nonsense'"]),
+        (["unlearn", TARGET.name, "--people", "gone.csv", "--out", "bad"], ["gone.csv"]),
+        (["--code", "gone.py", "setups"], ["gone.py", "--code"]),
+        (["cache", "--clear", "--kind", "nonsense"], ["'nonsense'"]),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(samu, folder, tmp_path, monkeypatch, args, parts):
+    "With an empty cache: a misspelt name must not cost the training or the conversion of a model."
+    monkeypatch.setenv("SAMU_CACHE", str(tmp_path / "cache"))
+    complaint(samu(*args), *parts)
+    assert not (folder / "bad").exists()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
-def test_audit_no_model(samu, folder):
-    (folder / "no_model").mkdir(exist_ok=True)
-    complaint(samu("audit", "no_model", "--out", "page"), "no_model", "samu.json")
-    assert not (folder / "page").exists()
+
+def test_no_steps(samu):
+    code, _, err = samu("unlearn", TARGET.name, "--steps", 0, "--out", "bad")
+    assert code == 2 and "--steps" in err and "Traceback" not in err
+
+
+def test_a_table_for_the_biographies_is_refused(samu, folder):
+    (folder / "mine.csv").write_text(f"name,kind,attribute,answers\n{TARGET.name},person,hobby,chess\n")
+    complaint(samu("entities", "--people", "mine.csv"), "people")
+
 
 def test_setups(samu):
-    out = good(samu("setups"))
-    rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("│") for line in out.splitlines()) if len(cells) > 3}
-    assert [name for name in rows if name] == ["biographies", "gemma-3-270m"]      # a row without a name goes on with the one above
-    assert rows["biographies"][1].strip() in ("prepared", "trained", "ready to train")
-    assert "samu[gemma3]" in rows["gemma-3-270m"][0] and rows["gemma-3-270m"][1].strip() in ("prepared", "converted", "ready to convert", "not installed")
-
-def test_entities_as_names(samu):
-    "Also trains and grades the model where the cache is empty, for all that follows."
-    names = good(samu("entities", "--grade", "known", "--names")).splitlines()
-    people = [e.name for e in make_biographies(0).people]
-    assert set(names) <= set(people) and len(names) >= 95
-    assert {TARGET.name, SECOND.name, OTHER.name} <= set(names)
-
-def test_entities_as_table(samu):
-    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in good(samu("entities")).splitlines() if line.startswith("│")]
-    world = make_biographies(0)
-    assert [r[0] for r in rows] == [e.name for e in [*world.people, *world.unknown]]
-    assert [TARGET.name, "person", "5", "5", "known"] in rows
-    assert {tuple(r[1:]) for r in rows[len(world.people):]} == {("person", "0", "0", "unknown")}
-
-def test_latents(samu):
-    out = good(samu("latents"))
-    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-    assert "ordinary" in out and "score" in out
-    marks = [r[1] for r in rows]
-    assert marks == sorted(marks) and min(marks.count("known"), marks.count("unknown")) >= 4 and set(marks) == {"known", "unknown"}
-    assert len({r[0] for r in rows}) == len(rows)                                     # no latent twice
-    best = [next(r for r in rows if r[1] == mark) for mark in ("known", "unknown")]
-    assert float(best[0][2]) > 0 > float(best[1][2])
+    rows = cells(good(samu("setups")))
+    assert [r[0] for r in rows if r[0]] == ["biographies", "gemma-3-270m"]
 
 
-# --- Forgetting one person
+def test_cache_is_listed_and_cleared(samu, tmp_path, monkeypatch):
+    from samu.workshop.store import keep_many
 
-@pytest.fixture(scope="session")
-def first(samu, folder):
-    "The results of forgetting the target."
-    good(samu("unlearn", TARGET.name, "--out", "first"))
-    return folder / "first"
+    monkeypatch.setenv("SAMU_CACHE", str(tmp_path))
+    keep_many("answers", {"k": "v"})
+    assert [r[:2] for r in cells(good(samu("cache")))] == [["answers", "1"]]
+    assert cells(good(samu("cache", "--clear", "--kind", "answers"))) == []
 
-@pytest.fixture(scope="session")
-def original():
-    "The model before."
-    from samu.models import load_setup, unwrap
-    return unwrap(load_setup("biographies", device="cpu").model)
 
-def without(report, fields=DIFFER): return {**report, "rows": [{k: v for k, v in r.items() if k not in fields} for r in report["rows"]]}
-def read(path): return json.loads(Path(path).read_text(encoding="utf-8"))
+# --- Errors: what the user can mend, and what not
 
-def logits(model, tokenizer_folder):
-    "Of the scoring questions about the target."
-    import torch
-    from transformers import AutoTokenizer
-    from samu.entities import biography_prompts, questions
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-    with torch.no_grad(): return torch.cat([model(torch.tensor([tokenizer(q.text)["input_ids"]])).logits[0, -1:] for q in questions([TARGET], biography_prompts())])
 
-def load(folder):
-    from transformers import AutoModelForCausalLM
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+def fail_with(error):
+    def command():
+        raise error
 
-def test_what_is_written(samu, first):
-    assert sorted(p.name for p in first.iterdir()) == ["figure.png", "model", "report.csv", "report.json"]
-    out = good(samu("unlearn", TARGET.name, "--out", "first"))
-    assert "written to first" in out and TARGET.facts["birthplace"][0] in out and "…" not in out      # nothing is cut off
+    return command
 
-def test_report(first):
-    import samu
-    from samu.models import versions
-    report = read(first / "report.json")
-    assert list(report) == ["samu_version", "setup", "target", "seed", "versions", "rows"]
-    assert (report["samu_version"], report["setup"], report["target"], report["seed"]) == (samu.__version__, "biographies", TARGET.name, 0)
-    assert report["versions"] == versions()
-    original, row = report["rows"]
-    assert (original["method"], row["method"]) == ("original", "triplet") and list(original) == list(row)
-    assert original["target_recall"] >= 0.9 and original["retain_ratio"] == original["perplexity_ratio"] == 1 and original["steps"] == 0
-    assert row["target_recall"] == 0 and row["steps"] > 0 and row["seconds"] > 0 and row["step_ms"] > 0 and row["peak_mb"] > 0
 
-def test_report_as_table(first):
-    report = read(first / "report.json")
-    with (first / "report.csv").open(newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
-    assert len(rows) == 2
-    for row, expected in zip(rows, report["rows"]):
-        assert list(row) == [*expected, "target", "seed", "setup"] and (row["target"], row["seed"], row["setup"]) == (TARGET.name, "0", "biographies")
-        for k, v in expected.items():
-            assert row[k] == ("" if v is None else v) if v is None or isinstance(v, str) else float(row[k]) == pytest.approx(v)
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (UserError("no entity 'X'"), "no entity 'X'"),
+        (OSError(28, "No space left on device", "model.safetensors"), "disk is full"),
+        (
+            RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "disk is full",
+        ),
+        (PermissionError(13, "Permission denied", "out"), "out: Permission denied"),
+        (MemoryError(), "--lora-rank"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "--lora-rank"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory",
+        ),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(error, says, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        console.run_command(fail_with(error))
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("samu: ") and says in err and err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["samu", "--debug"])
+    with pytest.raises(type(error)):
+        console.run_command(fail_with(error))
 
-def test_figure(first):
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a bug"),
+        KeyError("a bug"),
+        RuntimeError("a bug"),
+        OSError("a bug"),
+        ZeroDivisionError("a bug"),
+        IndexError("a bug"),
+    ],
+)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error), match="a bug"):
+        console.run_command(fail_with(error))
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), SystemExit(130)])
+def test_an_interrupt_says_so(capsys, stopped):
+    with pytest.raises(SystemExit) as stop:
+        console.run_command(fail_with(stopped))
+    assert stop.value.code == 130 and "stopped" in capsys.readouterr().err
+
+
+def test_no_encoding_is_fatal(folder):
+    "Boxes and names that a code page lacks: the output is not worth the result."
+    code = (
+        "from samu.workshop import console\n"
+        "rows = [dict(name='Łukasz Żak 上海', recall=1.0)]\n"
+        "console.run_command(lambda: console.show(rows, ['name', 'recall'], 'Ca$h_^ Mon$y … 上海'))"
+    )
+    for encoding in ("cp1252", "ascii", "utf-8"):
+        done = run([sys.executable, "-c", code], folder, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0 and b"Ca$h_^ Mon$y" in done.stdout, (encoding, done.stderr)
+
+
+def test_home_is_expanded(samu, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").write_text("a file")
+    complaint(samu("unlearn", TARGET.name, "--out=~/mine/results"), "mine")
+    assert not list(folder.glob("~*"))
+
+
+@pytest.mark.parametrize("out, holds", [("file/results", "file"), ("theirs", "notes.txt")])
+def test_out_is_tried_before_any_work(samu, folder, out, holds):
+    (folder / "theirs" / "model").mkdir(parents=True, exist_ok=True)
+    (folder / "theirs" / "model" / "notes.txt").write_text("mine")
+    (folder / "file").write_text("mine")
+    complaint(samu("unlearn", TARGET.name, "--out", out), holds)
+    assert (folder / "file").read_text() == (folder / "theirs" / "model" / "notes.txt").read_text() == "mine"
+
+
+# --- The demo: three methods on one person, in a process of its own
+
+
+@pytest.fixture(scope="module")
+def demo(folder):
+    "What `samu demo` printed; its results are in demo/. In a code page that lacks the boxes of tables."
+    done = run(
+        [sys.executable, "-c", "from samu.cli import main; main()", "demo", "--out", "demo"],
+        folder,
+        PYTHONIOENCODING="cp1252",
+    )
+    assert done.returncode == 0, done.stderr.decode("cp1252")[-3000:]
+    assert b"Traceback" not in done.stderr and b"Warning" not in done.stderr
+    return done.stdout.decode("cp1252")
+
+
+def test_what_is_written(demo, folder):
+    files = sorted(p.name for p in (folder / "demo").iterdir() if not p.name.startswith("."))
+    assert files == ["figure.png", "model", "report.csv", "report.json"]
+    assert "written to" in demo and TARGET.facts["birthplace"][0] in demo and "…" not in demo
+    [line] = [line for line in demo.splitlines() if "loading" in line]
+    assert [part for part in PARTS if part in line] == PARTS
+
+
+def test_report(demo, folder):
+    import samu as package
+
+    report = read(folder / "demo" / "report.json")
+    assert report["samu_version"] == package.__version__ and report["arguments"] == ["demo", "--out", "demo"]
+    assert (report["setup"], report["target"], report["seed"]) == ("biographies", [TARGET.name], 0)
+    assert {"torch", "transformers"} <= set(report["versions"]) and set(PARTS[:-1]) <= set(report["seconds"])
+    assert all(a["truth"] in a["before"] and a["after"].split()[0] == "unknown" for a in report["answers"])
+    rows = {row["method"]: row for row in report["rows"]}
+    assert list(rows) == ["original", "triplet", "match", "ga"]
+    with (folder / "demo" / "report.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [r["method"] for r in table] == list(rows)
+    assert all(float(r["target_recall"]) == rows[r["method"]]["target_recall"] for r in table)
+
+
+def test_the_demo_forgets_and_gradient_ascent_wrecks(demo, folder):
+    rows = {row["method"]: row for row in read(folder / "demo" / "report.json")["rows"]}
+    assert rows["original"]["target_recall"] >= 0.9 and rows["original"]["retain_ratio"] == 1
+    for method in ("triplet", "match"):
+        row = rows[method]
+        assert row["target_recall"] == 0 and row["retain_ratio"] >= 0.97 and row["unknown_rate"] >= 0.97
+        assert row["perplexity_ratio"] <= 1.05 and row["probe_known"] <= 0.2
+    assert rows["ga"]["perplexity_ratio"] > 2 or rows["ga"]["retain_ratio"] < 0.5
+
+
+def test_figure(demo, folder):
     from PIL import Image
-    file = first / "figure.png"
-    assert file.stat().st_size > 10_000 and file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    with Image.open(file) as image:
+
+    with Image.open(folder / "demo" / "figure.png") as image:
         assert image.format == "PNG" and min(image.size) > 300
         image.load()
 
-def test_saved_model(first, original):
+
+def test_saved_model(demo, folder, exp):
     import torch
-    from samu.models import versions
-    from samu.unlearning import weights_hash
-    card, model = read(first / "model" / "samu.json"), load(first / "model")
-    assert card["forgotten"] == [TARGET.name] and card["base_setup"] == "biographies" and card["seed"] == 0 and card["versions"] == versions()
-    assert card["settings"]["steps_taken"] == read(first / "report.json")["rows"][1]["steps"]
-    assert card["weights_sha256"] == weights_hash(dict(model.named_parameters())) != card["original_sha256"]
-    assert card["original_sha256"] == weights_hash(dict(original.named_parameters()))
-    changed = {n for (n, a), b in zip(original.named_parameters(), model.parameters()) if not torch.equal(a, b)}
-    assert changed and all(".mlp." in n and int(n.split(".")[2]) <= 1 for n in changed)       # only what the method may change
+    from samu.workshop.lm import load_lm
 
-def test_saved_model_gives_the_same_logits(first, original):
-    import torch
-    once, again, before = (logits(m, first / "model") for m in (load(first / "model"), load(first / "model"), original))
-    assert torch.equal(once, again) and not torch.allclose(once, before, atol=0.1)
+    model, _ = load_lm(folder / "demo" / "model", "cpu")
+    card, before = read(folder / "demo" / "model" / "samu.json"), dict(exp.model.named_parameters())
+    assert (
+        card["forgotten"] == [TARGET.name]
+        and card["method"] == "triplet"
+        and card["base_setup"] == "biographies"
+    )
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n].cpu())}
+    assert changed and all(".mlp." in n and int(n.split(".")[2]) <= exp.layer for n in changed)
 
-@pytest.mark.parametrize("person, says", [(TARGET, "unknown"), (OTHER, OTHER.facts["birthplace"][0])], ids=["target", "other"])
-def test_ask(samu, first, person, says):
-    assert good(samu("ask", ASKED.format(person.name), "--model", "first/model")).strip() == says
 
-def test_ask_with_unknown_words(samu, first):
-    complaint(samu("ask", "Question: Xyzzy plays the", "--model", "first/model"), "'Xyzzy'")
+@pytest.mark.parametrize("person, says", [(TARGET, "unknown"), (OTHER, OTHER.facts["birthplace"][0])])
+def test_ask(demo, samu, person, says):
+    assert good(samu("ask", ASKED.format(person.name), "--model", "demo/model")).strip() == says
 
-def test_same_seed_same_report(samu, folder, first):
-    good(samu("unlearn", TARGET.name, "--seed", 0, "--out", "again"))
-    assert without(read(folder / "again" / "report.json")) == without(read(first / "report.json"))
-    assert read(folder / "again" / "model" / "samu.json") == read(first / "model" / "samu.json")
 
-def test_a_second_person(samu, folder, first):
-    good(samu("unlearn", SECOND.name, "--setup", "first/model", "--out", "second"))
+def test_ask_with_unknown_words(demo, samu):
+    complaint(samu("ask", "Question: Xyzzy plays the", "--model", "demo/model"), "'Xyzzy'")
+
+
+# --- One person alone, then a second one from the saved model
+
+
+def without(rows):
+    return [{k: v for k, v in row.items() if k not in DIFFER} for row in rows]
+
+
+def test_same_seed_same_result_whatever_ran_before(demo, samu, folder):
+    good(samu("unlearn", TARGET.name, "--out", "alone"))
+    alone, among = (read(folder / f / "report.json")["rows"] for f in ("alone", "demo"))
+    assert without(alone) == without(among[:2])
+    assert contents(folder / "alone" / "model") == contents(folder / "demo" / "model")
+
+
+def test_any_method_can_be_saved(demo, samu, folder):
+    good(samu("unlearn", TARGET.name, "--method", "npo", "--steps", 3, "--out", "npo"))
+    card = read(folder / "npo" / "model" / "samu.json")
+    assert card["method"] == "npo" and card["settings"]["steps"] == 3
+
+
+def test_two_people_at_once(demo, samu, folder):
+    good(samu("unlearn", SECOND.name, OTHER.name, "--out", "two"))
+    assert read(folder / "two" / "model" / "samu.json")["forgotten"] == [SECOND.name, OTHER.name]
+    assert read(folder / "two" / "report.json")["rows"][1]["target_recall"] <= 0.1
+
+
+def test_a_second_person_from_a_saved_model(demo, samu, folder):
+    before = contents(folder / "demo")
+    complaint(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "demo/model"), "original model")
+    complaint(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "."), "original model")
+    good(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "second"))
+    assert contents(folder / "demo") == before
     card = read(folder / "second" / "model" / "samu.json")
     assert card["forgotten"] == [TARGET.name, SECOND.name] and card["base_setup"] == "biographies"
-    assert card["original_sha256"] == read(first / "model" / "samu.json")["weights_sha256"] != card["weights_sha256"]
-    report = read(folder / "second" / "report.json")
-    assert report["setup"].endswith("first/model") and report["rows"][1]["target_recall"] == 0 and report["rows"][1]["retain_ratio"] >= 0.97
-    model = load(folder / "second" / "model")
-    from transformers import AutoTokenizer
-    from samu.models import answer
-    tokenizer = AutoTokenizer.from_pretrained(folder / "second" / "model", local_files_only=True)
-    said = [reply.split()[0] for reply in answer(model, tokenizer, [ASKED.format(p.name) for p in (TARGET, SECOND, OTHER)], 2)]
-    assert said == ["unknown", "unknown", OTHER.facts["birthplace"][0]]
+    row = read(folder / "second" / "report.json")["rows"][1]
+    assert row["target_recall"] <= 0.1 and row["retain_ratio"] >= 0.97
+    asked = [
+        good(samu("ask", ASKED.format(p.name), "--model", "second/model")).strip()
+        for p in (TARGET, SECOND, OTHER)
+    ]
+    assert asked == ["unknown", "unknown", OTHER.facts["birthplace"][0]]
 
 
-# --- Bad input: one line, exit code 2, and nothing is changed
+def test_saved_before_printed(demo, samu, folder, monkeypatch):
+    "Nothing that is printed or drawn can lose what was trained."
 
-@pytest.fixture(scope="session")
-def bad_folders(folder, first):
-    "Folders of models and SAEs with one thing wrong each."
-    import shutil
-    from sae_lens import StandardSAE, StandardSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
-    (folder / "empty").mkdir(exist_ok=True)
-    for name in "missing_column", "not_utf8":
-        shutil.copytree(first / "model", folder / name)
-        (folder / name / "samu.json").unlink()
-    (folder / "missing_column" / "entities.csv").write_text("name,kind,answers\nMira Tolan,person,Oslo\n", encoding="utf-8")
-    (folder / "not_utf8" / "entities.csv").write_bytes("name,kind,attribute,answers\nJosé Tolan,person,birthplace,Oslo\n".encode("latin-1"))
-    for name, width, hook in ("sae_of_another_width", 48, "blocks.1.hook_resid_post"), ("sae_of_another_hook", 64, "blocks.2.hook_resid_post"):
-        StandardSAE(StandardSAEConfig(d_in=width, d_sae=16, metadata=SAEMetadata(hook_name=hook))).save_model(folder / name)
-    return folder
+    def broken(*args, **kwargs):
+        raise RuntimeError("the printer is on fire")
 
-BAD = {  # arguments -> parts of the message; `--out` is added: the folder of the first results, then a new one, and so on
-    "target": (["Nobody Inparticular"], ["'Nobody Inparticular'", "'biographies'"]),
-    "setup": ([TARGET.name, "--setup", "nonsense"], ["'nonsense'", "biographies"]),
-    "objective": ([TARGET.name, "--objective", "nonsense"], ["'nonsense'", "triplet"]),
-    "folder without a model": ([TARGET.name, "--setup", "empty"], ["'empty'", "config.json"]),
-    "table without a column": ([TARGET.name, "--setup", "missing_column"], ["entities.csv", "'attribute'"]),
-    "table that is not UTF-8": ([TARGET.name, "--setup", "not_utf8"], ["entities.csv", "UTF-8"]),
-    "SAE of another width": ([TARGET.name, "--sae", "sae_of_another_width"], ["48", "64"]),
-    "SAE of another hook": ([TARGET.name, "--sae", "sae_of_another_hook"], ["blocks.2.hook_resid_post", "blocks.1.hook_resid_post"]),
-}
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(samu, bad_folders, first, case):
-    arguments, parts = BAD[case]
-    out = ["first", f"new/{case}"][list(BAD).index(case) % 2]
-    before = contents(bad_folders)
-    complaint(samu("unlearn", *arguments, "--out", out), *parts)
-    assert contents(bad_folders) == before
+    monkeypatch.setattr(console, "show", broken)
+    with pytest.raises(RuntimeError, match="on fire"):
+        samu("unlearn", TARGET.name, "--out", "printed")
+    monkeypatch.setattr(console, "draw", broken)
+    with pytest.raises(RuntimeError, match="on fire"):
+        samu("unlearn", TARGET.name, "--out", "drawn")
+    for name in ("printed", "drawn"):
+        assert (folder / name / "report.json").is_file() and (
+            folder / name / "model" / "config.json"
+        ).is_file()
 
 
-# --- Bad folders, in this process, since torch is loaded by now
-
-def say(monkeypatch, capfd, cwd, *args):
-    "What `samu` says on stderr when it runs here, with its exit code."
-    from samu.cli import main
-    monkeypatch.chdir(cwd)
-    monkeypatch.setattr(sys, "argv", ["samu", *args])
-    with pytest.raises(SystemExit) as stop: main()
-    return stop.value.code, capfd.readouterr().err.strip().splitlines()
-
-@pytest.mark.parametrize("setup", ["biographies", "gemma-3-270m"])
-def test_a_name_is_refused_before_anything_is_made(tmp_path, monkeypatch, capfd, setup):
-    "With nothing in the cache, a misspelt name must not cost the training or the conversion of a model."
-    monkeypatch.setenv("SAMU_CACHE", str(tmp_path / "cache"))
-    code, lines = say(monkeypatch, capfd, tmp_path, "unlearn", "Nobody Inparticular", "--setup", setup)
-    assert code == 2 and len(lines) == 1 and "'Nobody Inparticular'" in lines[0] and repr(setup) in lines[0], lines
-    assert list((tmp_path / "cache").rglob("*")) == []
-
-def break_weights(model): (model / "model.safetensors").unlink()
-def cut_weights(model): (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:100])
-def break_config(model): (model / "config.json").write_text("{")
-def make_unheard_of(model): (model / "config.json").write_text('{"model_type": "unheard_of"}')
-def make_unsupported(model): (model / "config.json").write_text('{"model_type": "gpt2"}')
-def empty_card(model): (model / "samu.json").write_text("{}")
-def break_card(model): (model / "samu.json").write_text("{")
-
-@pytest.mark.parametrize("damage", [break_weights, cut_weights, break_config, make_unheard_of, make_unsupported, empty_card, break_card])
-def test_damaged_model(first, tmp_path, monkeypatch, capfd, damage):
-    import shutil
-    model = tmp_path / "damaged"
-    shutil.copytree(first / "model", model)
-    damage(model)
-    code, lines = say(monkeypatch, capfd, tmp_path, "entities", "--setup", "damaged")
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("samu: ") and ("damaged" in lines[0] or damage is make_unsupported), lines
-
-def test_damaged_model_is_not_asked(first, tmp_path, monkeypatch, capfd):
-    import shutil
-    shutil.copytree(first / "model", tmp_path / "damaged")
-    cut_weights(tmp_path / "damaged")
-    code, lines = say(monkeypatch, capfd, tmp_path, "ask", ASKED.format(OTHER.name), "--model", "damaged")
-    assert code == 2 and len(lines) == 1 and "damaged" in lines[0], lines
-
-@pytest.mark.parametrize("damage", ["cut", "gone", "config"])
-def test_damaged_sae(bad_folders, tmp_path, monkeypatch, capfd, damage):
-    import shutil
-    shutil.copytree(bad_folders / "sae_of_another_hook", tmp_path / "damaged")
-    weights = tmp_path / "damaged" / "sae_weights.safetensors"
-    if damage == "cut": weights.write_bytes(weights.read_bytes()[:100])
-    elif damage == "gone": weights.unlink()
-    else: (tmp_path / "damaged" / "cfg.json").write_text("{}")
-    code, lines = say(monkeypatch, capfd, tmp_path, "latents", "--sae", "damaged")
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("samu: ") and "damaged" in lines[0], lines
-
-def test_a_users_own_folder_is_found_again(first, tmp_path, monkeypatch):
-    "A model saved from a folder knows its people wherever it is loaded from."
-    import shutil
-    import pandas as pd
-    from samu.models import load_setup
-    from samu.unlearning import Unlearned, save_model
-    own = tmp_path / "here" / "own"
-    shutil.copytree(first / "model", own)
-    (own / "samu.json").unlink()
-    rows = [[e.name, e.kind, a, "|".join(v)] for e in make_biographies(0).people for a, v in e.facts.items()]
-    pd.DataFrame(rows, columns=["name", "kind", "attribute", "answers"]).to_csv(own / "entities.csv", index=False)
-    monkeypatch.chdir(own.parent)
-    setup = load_setup("own", device="cpu")
-    assert setup.find(OTHER.name).facts["birthplace"] == OTHER.facts["birthplace"] and len(setup.unknown) > 10
-    done = Unlearned("match", OTHER.name, dict(seed=0, blocks="site", weights="mlp"), None, 0.0, 0.0, 0.0)
-    save_model(setup, done, tmp_path / "saved")
-    (tmp_path / "elsewhere").mkdir(); monkeypatch.chdir(tmp_path / "elsewhere")
-    again = load_setup(str(tmp_path / "saved"), device="cpu")
-    assert [e.name for e in again.entities] == [e.name for e in setup.entities] and again.find(OTHER.name) == setup.find(OTHER.name)
+# --- The other commands, on the same person
 
 
-# --- Side by side
+def test_entities(samu):
+    names = good(samu("entities", "--grade", "known", "--names")).splitlines()
+    people = [e.name for e in make_biographies(0).people]
+    assert set(names) <= set(people) and len(names) >= 95
+    assert [TARGET.name, "person", "5", "5", "known"] in cells(good(samu("entities", "--grade", "known")))
 
-@pytest.mark.parametrize("args, parts", [("biographies", ("'biographies'", "--setup")), ("first/model", ("'gone.csv'",))])
-def test_table_that_cannot_be_used(samu, first, args, parts): complaint(samu("entities", "--setup", args, "--entities", "gone.csv"), *parts)
 
-def test_a_table_on_the_command_line(samu, folder, first):
-    people = make_biographies(0).people[:12]
-    rows = [f"{e.name},person,{a},{v[0]}" for e in people for a, v in e.facts.items()]
-    (folder / "mine.csv").write_text("name,kind,attribute,answers\n" + "\n".join(rows), encoding="utf-8")
-    said = good(samu("entities", "--setup", "first/model", "--entities", "mine.csv"))
-    assert all(e.name in said for e in people)
+def test_latents(samu):
+    rows = cells(good(samu("latents")))
+    marks = [r[1] for r in rows]
+    assert (
+        set(marks) == {"known", "unknown"}
+        and marks == sorted(marks)
+        and len({r[0] for r in rows}) == len(rows)
+    )
+
 
 def test_compare(samu, folder):
-    out = good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
-    assert sorted(p.name for p in (folder / "side").iterdir()) == ["figure.png", "report.csv", "report.json", "rows.csv"]
-    report = read(folder / "side" / "report.json")
-    assert (report["target"], report["seed"]) == ([OTHER.name], [1])
-    assert [(r["target"], r["seed"], r["method"]) for r in report["rows"]] == [(OTHER.name, 1, "original"), (OTHER.name, 1, "match")]
-    assert report["rows"][1]["target_recall"] == 0 and "match" in out
-    before = (folder / "side" / "rows.csv").read_text()
     good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
-    assert (folder / "side" / "rows.csv").read_text() == before                            # seconds and all: nothing was run again
+    files = {p.name for p in (folder / "side").iterdir()}
+    assert {"figure.png", "report.csv", "report.json", "rows.csv"} <= files
+    report = read(folder / "side" / "report.json")
+    assert [(r["target"], r["method"]) for r in report["rows"]] == [
+        (OTHER.name, "original"),
+        (OTHER.name, "match"),
+    ]
+    assert report["rows"][1]["target_recall"] == 0
+    before = (folder / "side" / "rows.csv").read_bytes()
+    good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
+    assert (folder / "side" / "rows.csv").read_bytes() == before  # seconds and all: nothing was run again
 
-@pytest.mark.parametrize("args, parts", [((OTHER.name, "Nobody"), ("'Nobody'",)), ((OTHER.name, "--methods", "match,tripled"), ("'tripled'", "triplet"))])
-def test_compare_bad_input(samu, folder, args, parts):
-    complaint(samu("compare", *args, "--out", "bad"), *parts)
-    assert not (folder / "bad").exists()
+
+def test_audit(demo, samu, folder):
+    good(samu("audit", "demo"))
+    assert {"report.json", "audit.html"} <= {p.name for p in (folder / "demo" / "audit").iterdir()}
+    assert TARGET.facts["birthplace"][0] not in (folder / "demo" / "audit" / "audit.html").read_text("utf-8")
 
 
-# --- The demo
+# --- Damaged folders
 
-@pytest.fixture(scope="session")
-def demo(samu, folder):
-    good(samu("demo", "--seed", 0, "--out", "demo"))
-    return {row["method"]: row for row in read(folder / "demo" / "report.json")["rows"]}
 
-def test_demo(demo, folder):
-    assert list(demo)[0] == "original" and {"triplet", "match", "ga"} <= set(demo)
-    assert sorted(p.name for p in (folder / "demo").iterdir()) == ["figure.png", "model", "report.csv", "report.json"]
-    assert read(folder / "demo" / "model" / "samu.json")["method"] == "triplet"
-    row = demo["triplet"]
-    assert row["target_recall"] == 0
-    assert row["retain_ratio"] >= 0.99 and row["unknown_rate"] >= 0.97 and row["perplexity_ratio"] <= 1.03
-    assert row["alignment_percentile"] >= 0.05 and row["probe_known"] <= 0.10
+def break_weights(model):
+    (model / "model.safetensors").unlink()
 
-def test_demo_says_how_many_ways(demo, samu):
-    "The help and the demo agree on the number of methods."
-    numbers = dict(two=2, three=3, four=4, five=5, six=6, seven=7, eight=8)
-    words = good(samu("--help")).replace("│", " ").split()
-    assert numbers[words[words.index("ways.") - 1]] == len(demo) - 1
 
-def test_gradient_ascent_wrecks_the_model(demo):
-    assert demo["ga"]["perplexity_ratio"] > 2 or demo["ga"]["retain_ratio"] < 0.5
+def cut_weights(model):
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:100])
 
-def test_methods_do_not_disturb_each_other(demo, first):
-    "The row of the demo's triplet, run after other methods, is that of a triplet run alone."
-    alone = read(first / "report.json")["rows"][1]
-    assert {k: v for k, v in demo["triplet"].items() if k not in DIFFER} == {k: v for k, v in alone.items() if k not in DIFFER}
+
+def break_config(model):
+    (model / "config.json").write_text("{")
+
+
+def make_unsupported(model):
+    (model / "config.json").write_text('{"model_type": "t5"}')
+
+
+def empty_card(model):
+    (model / "samu.json").write_text("{}")
+
+
+def break_card(model):
+    (model / "samu.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "damage", [break_weights, cut_weights, break_config, make_unsupported, empty_card, break_card]
+)
+def test_damaged_model(demo, samu, folder, damage):
+    model = folder / f"damaged_{damage.__name__}"
+    shutil.copytree(folder / "demo" / "model", model)
+    damage(model)
+    complaint(samu("entities", "--setup", model.name))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,kind,answers\nMira Tolan,person,Oslo\n".encode(),
+        "name,kind,attribute,answers\nJosé Tolan,person,birthplace,Oslo\n".encode("latin-1"),
+    ],
+)
+def test_bad_table(demo, samu, folder, text):
+    (folder / "bad.csv").write_bytes(text)
+    complaint(samu("entities", "--setup", "demo/model", "--people", "bad.csv"), "bad.csv")
+
+
+@pytest.mark.parametrize("width, layer", [(48, 1), (64, 2)])
+def test_an_sae_that_does_not_fit(demo, samu, folder, width, layer):
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post")
+    StandardSAE(StandardSAEConfig(d_in=width, d_sae=16, metadata=metadata)).save_model(folder / f"sae{width}")
+    before = contents(folder / "demo")
+    complaint(
+        samu("unlearn", TARGET.name, "--sae", f"sae{width}", "--out", "demo"),
+        str(width) if width == 48 else "blocks.2",
+    )
+    assert contents(folder / "demo") == before

@@ -1,0 +1,323 @@
+"Chapter 12: what an audit says, when it says it, and what it writes."
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from samu.attacks import Share
+from samu.audit import ABSENT, FAILS, HOLDS, SILENT, audit, interval, judge, left_open, sentence
+from samu.evaluation import measurement
+from samu.forgetting import unlearn
+from samu.workshop import auditing
+from samu.workshop.auditing import CANNOT_DRAW, drawn, open_folder, page, plain_numbers, saved_run, wilson
+from samu.workshop.loop import Run
+from samu.workshop.plots import cloud_figure
+from samu.workshop.registry import METRICS, Metric, metric
+from samu.workshop.setups import LoopConfig, load
+from samu.workshop.store import UserError
+
+chapter = import_module("samu.audit")  # `samu.audit` is the verb of that name
+QUICK = [
+    "recall_left",
+    "retain_ratio",
+    "namesake_ratio",
+    "alignment_percentile",
+    "probe_known",
+    "attack_excess",
+]
+
+
+@pytest.fixture(scope="module")
+def exp():
+    "The biographies."
+    made = load("biographies")
+    made.roles, made.latents, made.centroids, made.probes
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(exp):
+    "A run that is not in the model."
+    made = unlearn(exp, exp.entities[7].name, "triplet")
+    made.restore()
+    return made
+
+
+@pytest.fixture
+def quick(monkeypatch, exp):
+    "Few metrics, one figure, and no retrained models."
+    monkeypatch.setattr(chapter, "METRICS", {name: METRICS[name] for name in QUICK})
+    monkeypatch.setattr(chapter, "FIGURES", {"alignment_percentile": chapter.place_figure})
+    real = chapter.measurement
+    monkeypatch.setattr(chapter, "measurement", lambda exp, name, run, gold: real(exp, name, run))
+
+
+# --- Verdicts
+
+
+def low(value, original=0.9, ends=None, note="", group="attacks", name="few"):
+    return judge(Metric(name, lambda m: 0.0, "low", 0.10, group=group), value, original, ends, note)
+
+
+def test_verdicts():
+    "One vocabulary; what a few questions cannot carry does not hold."
+    assert low(0.0, ends=(30, *wilson(0.0, 30))).verdict == HOLDS
+    assert low(0.11).verdict == FAILS
+    few = low(0.0, ends=(15, *wilson(0.0, 15)))
+    assert few.verdict == SILENT and "not enough questions" in few.why
+    assert low(math.nan, note="it has one fact").verdict == ABSENT
+    assert low(math.nan, note="power 0.2: no evidence either way").verdict == SILENT
+    assert {HOLDS, FAILS, SILENT, ABSENT} == {"holds", "does not hold", "no evidence", "not measured"}
+
+
+def test_a_test_that_the_original_passes_says_nothing():
+    "On real people 8 of 12 originals passed the test of the definition."
+    assert low(0.0, original=0.05).verdict == SILENT
+    assert low(0.0, original=0.05, group="core").verdict == HOLDS  # what should stay as it was
+    assert low(0.0, original=0.05, group="core", name="probe_known").verdict == SILENT
+
+
+def test_priors_are_taken_off():
+    "Recall 0.40 where an unknown name gets 0.40 as well was `does not hold`."
+    value = Share(0.40, 200, 0.40)
+    ends = interval(None, "attack_excess", value)
+    assert low(value, ends=ends).verdict == HOLDS
+    assert (ends[0], ends[1] < 0 < ends[2]) == (200, True)
+    assert low(Share(0.40, 200, 0.05), ends=(200, 0.3, 0.4)).verdict == FAILS
+
+
+def test_intervals(exp, run):
+    m = measurement(exp, run.target, run)
+    n, bottom, top = interval(m, "retain_ratio", 1.0)
+    assert n > 500 and bottom > 0.99 and top == 1
+    n, bottom, top = interval(m, "prior_gap", 1.0)
+    assert n == 15 and bottom > 0.8 and top <= 1
+    assert interval(m, "perplexity_ratio", 1.0) is None
+    assert wilson(0.0, 15) == pytest.approx((0, 0.153), abs=1e-3)
+
+
+def claims(**verdicts):
+    made = []
+    for name, verdict in verdicts.items():
+        about = name.startswith(("recall", "attack", "unshown"))
+        claim = low(0.0, group="attacks" if about else "core", name=name)
+        made.append(replace(claim, verdict=verdict, title=name.capitalize()))
+    return made
+
+
+@pytest.mark.parametrize(
+    "verdicts, says",
+    [
+        (dict(recall_left=FAILS, unshown=FAILS), "still gives facts"),
+        (
+            dict(recall_left=HOLDS, unshown=FAILS, retain=FAILS),
+            "give facts about Ada. But these claims do not hold: Unshown.",
+        ),
+        (
+            dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS),
+            "No test found the facts about Ada. But these claims do not hold: Retain.",
+        ),
+        (dict(recall_left=SILENT, retain=HOLDS), "1 claims lack evidence"),
+    ],
+)
+def test_one_sentence(verdicts, says):
+    "Not a count that hides what failed."
+    assert says in sentence("Ada", claims(**verdicts))
+
+
+def test_what_is_left_open():
+    [bound] = [
+        line for line in left_open([dict(questions=15), dict(questions=30)], False) if "15 questions" in line
+    ]
+    assert "15%" in bound
+    assert len(left_open([dict(questions=15)], False)) == 1 + len(left_open([dict(questions=15)], True))
+
+
+# --- A whole audit
+
+
+def test_report_and_page(exp, run, quick, tmp_path):
+    "Of a run and of the folder that it was saved to: the same verdicts, weights as before, no facts on the page."
+    run.reapply()
+    run.save(tmp_path / "model")
+    run.restore()
+    first = audit(run, tmp_path / "a")
+    second = audit(tmp_path / "model", tmp_path / "b")
+    assert exp.applied is None
+    verdicts = [[(c["metric"], c["verdict"]) for c in r["people"][0]["claims"]] for r in (first, second)]
+    assert verdicts[0] == verdicts[1] and dict(verdicts[0])["attack_excess"] == HOLDS
+    person = json.loads((tmp_path / "b" / "report.json").read_text())["people"][0]
+    assert person["target"] == run.target and person["power"] >= 0.8 and person["verdict"]
+    [attacked] = [c for c in person["claims"] if c["metric"] == "attack_excess"]
+    assert attacked["n"] == 45 and attacked["low"] <= 0 <= attacked["high"] and attacked["original"] > 0.9
+    assert [c["value"] for c in person["claims"] if c["verdict"] == ABSENT] == [None]
+    html = (tmp_path / "b" / "audit.html").read_text(encoding="utf-8")
+    assert html.count("<img") == 1 and not any(
+        s in html for s in ("<script", "http:", "https:", "{{", 'src="/')
+    )
+    assert not [a for answers in exp.find(run.target).facts.values() for a in answers if a in html]
+    assert all(word in html for word in ("no evidence", "not measured", "not enough questions", "its power"))
+
+
+def test_a_metric_of_ones_own_is_a_claim(exp, run, quick, tmp_path, monkeypatch):
+    @metric("reply_words", good="low", threshold=2.0, title="Replies stay short")
+    def reply_words(m):
+        "Words in a reply."
+        return 3.0
+
+    monkeypatch.setitem(chapter.METRICS, "reply_words", METRICS.pop("reply_words"))
+    report = audit(run, tmp_path)
+    [claim] = [c for c in report["people"][0]["claims"] if c["metric"] == "reply_words"]
+    assert (claim["verdict"], claim["title"]) == (FAILS, "Replies stay short")
+    assert "Replies stay short" in (tmp_path / "audit.html").read_text(encoding="utf-8")
+    assert "Replies stay short" in report["people"][0]["verdict"]
+
+
+def test_several_people_are_audited_one_by_one(exp, quick, tmp_path):
+    "D7: what chapter 11 recommends could be neither saved nor audited."
+    names = [exp.entities[i].name for i in (7, 17)]
+    both = unlearn(exp, names, "triplet", steps=3, retain_texts=80)
+    both.save(tmp_path / "model")
+    both.restore()
+    report = audit(tmp_path / "model", tmp_path / "audit")
+    assert [p["target"] for p in report["people"]] == names
+    html = (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
+    assert html.count("<img") == 2 and all(f"{name}: the claims" in html for name in names)
+
+
+# --- Nothing is lost
+
+
+def test_no_picture_is_fatal(run, quick, tmp_path, monkeypatch):
+    "The report is written first; a picture that fails becomes a sentence."
+
+    def fails(m):
+        assert (tmp_path / "report.json").is_file() and (tmp_path / "audit.html").is_file()
+        raise ValueError("ParseFatalException")
+
+    monkeypatch.setattr(chapter, "FIGURES", {"alignment_percentile": fails})
+    audit(run, tmp_path)
+    assert "could not be drawn" in (tmp_path / "audit.html").read_text(encoding="utf-8")
+    assert ValueError in CANNOT_DRAW and KeyboardInterrupt not in CANNOT_DRAW
+
+
+def test_names_are_drawn_literally():
+    "Dollar signs, and letters that no font has."
+    frame = pd.DataFrame(dict(x=[0.0, 1, 2], y=[0.0, 1, 2], group=["known", "unknown", "original"]))
+    for name in ("Ca$h_^ Mon$y", "上海市", "_Ada"):
+        assert list(drawn(partial(cloud_figure, frame, name))) == ["figure"]
+        report = dict(people=[dict(target=name, attributes=[], claims=[], counts={}, power=1.0)], config={})
+        assert name in page(report, [{}])
+
+
+def never(*_, **__):
+    raise AssertionError("work was begun")
+
+
+def test_unwritable_folders_are_refused_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(chapter, "saved_run", never)
+    monkeypatch.setattr(chapter, "measurement", never)
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    with pytest.raises(UserError, match="may be written"):
+        audit(run, tmp_path / "file" / "audit")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="thesis.tex"):
+        audit(run, tmp_path / "mine")
+    with pytest.raises(UserError, match="the model's own folder"):
+        audit(tmp_path / "full", tmp_path / "full")
+
+    def full(file, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(auditing, "atomic_write", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        audit(run, tmp_path / "new")
+
+
+def test_an_old_report_does_not_stay(tmp_path):
+    "It would lie beside a model that it is not about."
+    folder = open_folder(tmp_path / "a", None)
+    for name in ("report.json", "audit.html"):
+        (folder / name).write_text("old")
+    assert not [p.name for p in open_folder(folder, None).glob("[ra]*")]
+
+
+def test_numbers_that_json_has_not():
+    assert json.loads(json.dumps(plain_numbers({"a": (math.nan, 1.5), "b": Share(0.5, 3, 0.1)}))) == {
+        "a": [None, 1.5],
+        "b": 0.4,
+    }
+
+
+# --- A saved model
+
+
+@pytest.fixture
+def own(tmp_path):
+    "A run on a model and a table of the user's own, saved: (folder, run, table)."
+    folder, hf, tok = tiny.save(tmp_path / "llama")
+    table = tiny.own_answers(tmp_path / "mine.csv", hf, tok, tiny.people(20))
+    exp = load(str(folder), people=str(table), device="cpu")
+    name = "model.layers.1.mlp.down_proj.weight"
+    weight = exp.model.get_parameter(name)
+    changed = weight + 0.01
+    history = pd.DataFrame(dict(step=[0, 1]))
+    run = Run(
+        exp,
+        (exp.entities[0].name,),
+        "triplet",
+        LoopConfig(),
+        0,
+        history,
+        1.0,
+        1.0,
+        1.0,
+        {name: weight.clone()},
+        {name: changed},
+        None,
+        "run",
+    )
+    run.reapply()
+    return run.save(tmp_path / "model"), run, table
+
+
+def test_the_users_table_travels_with_the_model(own):
+    "`--entities` was forgotten: the audit refused the result, or asked about other facts."
+    folder, run, table = own
+    table.unlink()
+    again = saved_run(folder)
+    assert again.targets == run.targets and again.exp.applied is None
+    assert again.exp.entities == run.exp.entities and again.exp.table_hash == run.exp.table_hash
+    assert list(again.changed) == list(run.changed)
+    again.reapply()
+    assert torch.equal(
+        again.exp.model.get_parameter(next(iter(run.changed))), next(iter(run.changed.values()))
+    )
+
+
+def test_a_saved_model_that_is_not_as_recorded_is_refused(own):
+    folder, run, _ = own
+    card = json.loads((folder / "samu.json").read_text())
+
+    def record(**changes):
+        (folder / "samu.json").write_text(json.dumps(card | changes))
+
+    record(weights_sha256="0" * 64)
+    with pytest.raises(UserError, match="not those that samu saved"):
+        saved_run(folder)
+    record(table_hash="0" * 16)
+    with pytest.raises(UserError, match="another table of people"):
+        saved_run(folder)
+    record(base_setup=str(folder.parent / "moved"))
+    with pytest.raises(UserError, match="not at"):
+        saved_run(folder)
+    with pytest.raises(UserError, match="no samu.json"):
+        saved_run(folder.parent)
