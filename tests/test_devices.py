@@ -22,7 +22,7 @@ from samu.workshop.invented import make_biographies, word_tokenizer
 from samu.workshop.loop import configure, method_named, prepared, training
 from samu.workshop.registry import METHODS, OBJECTIVES, RETAIN
 from samu.workshop.setups import Experiment, Settings
-from samu.workshop.targets import FrozenActivations
+from samu.workshop.targets import FrozenActivations, KnownLine
 
 WIDTH, BLOCKS, SITE, D_SAE = 32, 3, 1, 64
 ARCHITECTURES = {
@@ -81,7 +81,7 @@ def small_experiment(dtype=torch.float32):
     exp.grades = pd.DataFrame(rows)
     exp.roles = Roles(tuple(people[:12]), tuple(people[12:]), tuple(unknown[:24]), tuple(unknown[24:]))
     exp.sae, exp.centroids = small_sae(), Centroids(*(real(2, D_SAE) for _ in range(4)), real(2, WIDTH))
-    exp.name_scale = real(WIDTH)
+    exp.name_line = KnownLine(real(WIDTH), real(WIDTH), real(WIDTH).abs() + 1)
     scores = {f.name: real(D_SAE) for f in fields(Latents)}
     exp.latents = Latents(**scores | dict(known=index(4), unknown=index(4), by_kind={"person": real(D_SAE)}))
     return exp

@@ -177,7 +177,7 @@ def train_batch_topk(
         SAETrainer(cfg=loop, sae=sae, data_provider=endless(residuals, draw)).fit()
     return sae
 
-# %% ../../nbs/workshop/sae_files.ipynb #813745d3
+# %% ../../nbs/workshop/sae_files.ipynb #a1a59bc6
 def sae_digest(
     sae: Any,  # from `load_sae`
 ) -> str:
@@ -190,9 +190,10 @@ def keep_fields(
     exp: Experiment,
     kind: str,                          # of result, one word
     make: Callable[[Experiment], Any],  # gives a dataclass of tensors, numbers and words
+    *parts: Callable[[Experiment], Any],  # of the experiment that it reads
 ) -> dict[str, Any]:                    # its fields
     "Keep a dataclass that follows from the model, the SAE and the roles of the entities."
-    code = code_digest(make)
+    code = code_digest(make, *parts)
     key = None if code is None else digest(exp.id, sae_digest(exp.sae), exp.roles, code)
 
     def fields() -> dict[str, Any]:

@@ -97,7 +97,7 @@ def joined_activations(
     "Those of several targets, one after the other."
     return FrozenActivations(torch.cat([p.own for p in parts]), torch.cat([p.stand_in for p in parts]))
 
-# %% ../../nbs/workshop/targets.ipynb #f829d708
+# %% ../../nbs/workshop/targets.ipynb #a3effca1
 def coordinate_scale(
     residuals: Tensor,  # [tokens, d_model]
 ) -> Tensor:            # [d_model]
@@ -132,10 +132,9 @@ class KnownLine:
 def known_line(
     unknown: Tensor,  # [names, d_model], at the last tokens of unknown names
     known: Tensor,    # the same of known ones
-    scale: Tensor,    # [d_model], from `coordinate_scale`
 ) -> KnownLine:
     "The line through the means of both groups."
-    way = known.mean(0) - unknown.mean(0)
+    scale, way = coordinate_scale(unknown), known.mean(0) - unknown.mean(0)
     quarter = KnownLine(unknown.mean(0), way, scale).project_known(unknown).quantile(.25)
     return KnownLine(unknown.mean(0) + quarter * way, (1 - quarter) * way, scale)
 
