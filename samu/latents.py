@@ -7,12 +7,11 @@ __all__ = ['MIN_NAMES', 'SELECTED', 'separation_scores', 'mean_latents', 'read_n
            'scores_by_kind', 'Latents', 'find_latents', 'latents', 'top_texts', 'Centroids', 'name_statistics',
            'find_centroids', 'centroids', 'steer']
 
-# %% ../nbs/04_latents.ipynb #a03b98e4
+# %% ../nbs/04_latents.ipynb #4c28ee72
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-import pandas as pd
-import torch
+import pandas as pd, torch
 from torch import Tensor
 from .entities import few_prompts, questions
 from .residuals import name_residuals

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['bridge', 'NameResiduals', 'name_residuals', 'partners', 'patched_answers', 'patch_recall']
 
-# %% ../nbs/02_residuals.ipynb #3d615e8c
+# %% ../nbs/02_residuals.ipynb #8f06ed9a
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
-import pandas as pd
-import torch
+import pandas as pd, torch
 from torch import Tensor
 from .entities import is_right, recall, renamed
 from .workshop.batching import Span, batches, name_spans, width

@@ -9,15 +9,8 @@ __all__ = ['MENDABLE', 'FULL', 'MEMORY', 'folder', 'file', 'Setup', 'Out', 'Seed
            'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'check_methods', 'numbers', 'check_words',
            'saved_model', 'writable', 'plain', 'write_report', 'draw', 'save_comparison']
 
-# %% ../../nbs/workshop/console.ipynb #8951ec12
-import csv
-import errno
-import io
-import json
-import logging
-import sys
-import time
-import warnings
+# %% ../../nbs/workshop/console.ipynb #ab8d01e0
+import csv, errno, io, json, logging, sys, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

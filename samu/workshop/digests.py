@@ -4,12 +4,8 @@
 __all__ = ['PLAIN', 'ASIDE', 'GENERATED', 'WRAPPERS', 'INNER', 'digest', 'tensors_hash', 'file_hash', 'code_text', 'CodeReader',
            'code_digest']
 
-# %% ../../nbs/workshop/digests.ipynb #a6704cba
-import contextlib
-import dataclasses
-import functools
-import hashlib
-import sys
+# %% ../../nbs/workshop/digests.ipynb #cbed81ff
+import contextlib, dataclasses, functools, hashlib, sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType

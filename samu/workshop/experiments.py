@@ -3,12 +3,8 @@
 # %% auto #0
 __all__ = ['Row', 'field', 'Table', 'run_cell', 'check', 'run_grid']
 
-# %% ../../nbs/workshop/experiments.ipynb #78bd2a6b
-import csv
-import numbers
-import os
-import pickle
-import sys
+# %% ../../nbs/workshop/experiments.ipynb #7f06ded6
+import csv, numbers, os, pickle, sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -19,8 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from .store import UserError, atomic_write, digest

@@ -8,21 +8,18 @@ __all__ = ['CONSONANTS', 'VOWELS', 'VALUES', 'UNKNOWN_ANSWER', 'ORDINARY', 'UNKN
            'ordinary_texts', 'word_tokenizer', 'Recipe', 'share_learned', 'new_llama', 'train_biographies',
            'recipe_key', 'biographies_model']
 
-# %% ../../nbs/workshop/invented.ipynb #74514f05
-import json
-import random
-import re
+# %% ../../nbs/workshop/invented.ipynb #9e63b877
+import json, random, re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-import torch
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from .store import UserError, atomic_folder, cache_folder, code_text, digest
-from .runtime import pick_device, seeded
+from .runtime import Device, pick_device, seeded
 from .tables import Entity, Prompt, data_file, read_prompts
 from .batching import batches, text_spans
 from .lm import load_lm
@@ -246,7 +243,7 @@ def share_learned(
     unknown = [w == UNKNOWN_ANSWER for w in said]
     return sum(right) / n, sum(unknown[n:]) / len(unknown[n:]), sum(unknown[:n]) / n
 
-# %% ../../nbs/workshop/invented.ipynb #28180069
+# %% ../../nbs/workshop/invented.ipynb #07605add
 def new_llama(tokenizer: Any, recipe: Recipe, seed: int) -> Any:  # a Hugging Face Llama
     "A Llama with random weights."
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -276,9 +273,8 @@ def _two_optimizers(model: Any, recipe: Recipe) -> list[tuple[Any, Any]]:  # (op
     return [(o, schedule(o, partial(_step_size, recipe=recipe))) for o in optimizers]
 
 def train_biographies(
-    world: World, tokenizer: Any, seed: int = 0, leave_out: Sequence[str] = (),
-    device: str | torch.device | None = None, recipe: Recipe = RECIPE,
-    on_step: Callable[[int, float, Any], None] | None = None,
+    world: World, tokenizer: Any, seed: int = 0, leave_out: Sequence[str] = (), device: Device = None,
+    recipe: Recipe = RECIPE, on_step: Callable[[int, float, Any], None] | None = None,
 ) -> Any:  # a frozen Hugging Face Llama
     "Train a small Llama on the biographies, from nothing. Under a minute on two free cores."
     device, rng = pick_device(device), random.Random(f"texts-{seed}-{world.seed}")
@@ -302,7 +298,7 @@ def train_biographies(
             on_step(step, loss.item(), model)
     return model.eval().requires_grad_(False)
 
-# %% ../../nbs/workshop/invented.ipynb #fef90e79
+# %% ../../nbs/workshop/invented.ipynb #b80be11a
 MAKES = (_invent_words, make_biographies, ordinary_sentence, biography_batch, word_tokenizer,
          _biography_rows, _biographies_loss, _step_loss, _next_words, share_learned, new_llama, _step_size,
          _two_optimizers, train_biographies)
@@ -315,7 +311,7 @@ def recipe_key(world: World, seed: int, leave_out: Sequence[str], recipe: Recipe
     return digest(asdict(recipe), seed, who, words, code)
 
 def biographies_model(
-    world: World, seed: int = 0, leave_out: Sequence[str] = (), device: str | torch.device | None = None,
+    world: World, seed: int = 0, leave_out: Sequence[str] = (), device: Device = None,
     recipe: Recipe = RECIPE,
 ) -> tuple[Any, Any, Path]:  # (Hugging Face model, tokenizer, its folder)
     "The trained model from the store, or train it now."

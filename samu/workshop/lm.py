@@ -9,10 +9,8 @@ __all__ = ['FAMILIES', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit', 'OURS', 'CLUTTER', 
            'generate', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies',
            'optimizer_step', 'add_lora', 'merge_lora', 'list_output', 'check_output_folder', 'save_lm']
 
-# %% ../../nbs/workshop/lm.ipynb #100f85d0
-import math
-import os
-import shutil
+# %% ../../nbs/workshop/lm.ipynb #29334f68
+import math, os, shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -27,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from .batching import Batch, batches, by_length, encode, name_tokens, pad_id, text_spans
-from .runtime import SMALL, pick_device, pick_dtype, seeded
+from .runtime import SMALL, Device, pick_device, pick_dtype, seeded
 from .store import UserError, atomic_folder
 from .tables import Question
 
@@ -85,7 +83,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #3892d638
+# %% ../../nbs/workshop/lm.ipynb #36cb0182
 def _read(loader: Any, folder: str | Path, **options: Any) -> Any:
     "What a class of transformers reads from a folder or a hub. Raises UserError if it cannot."
     local = Path(folder).is_dir()
@@ -115,7 +113,7 @@ def load_config(folder: str | Path) -> Any:  # a configuration of transformers
 
 def load_lm(
     folder: str | Path,                        # a Hugging Face folder, or the name of a model on a hub
-    device: str | torch.device | None = None,  # the best there is if None
+    device: Device = None,  # the best there is if None
     dtype: torch.dtype | None = None,          # as `pick_dtype` says if None
 ) -> tuple[PreTrainedModel, Any]:              # (frozen model in eval mode, its tokenizer)
     "Load a model. Raises UserError for an unsupported one, and for missing, unexpected or misshaped weights."
@@ -292,7 +290,7 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
         raise UserError("perplexity needs at least one text of two tokens")
     return math.exp(answer_loss(hf, made).item())
 
-# %% ../../nbs/workshop/lm.ipynb #ed414602
+# %% ../../nbs/workshop/lm.ipynb #f200a451
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
@@ -339,18 +337,14 @@ def _continue(
     return replies
 
 def generate(
-    hf: PreTrainedModel,
-    tokenizer: Any,
-    texts: Sequence[str],         # prompts
-    max_new_tokens: int,          # tokens to add to each
-    batch_tokens: int = 2048,     # most tokens in a batch, padding and new ones included
-    progress: str | None = None,  # label of a progress bar; none if None
-) -> list[str]:                   # in the order of `texts`
-    "Greedy continuations, the same as those of `hf.generate`."
+    hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_new_tokens: int, batch_tokens: int = 2048,
+    progress: str | None = None,
+) -> list[str]:  # in the order of `texts`
+    "Greedy continuations, those of `hf.generate`, in the order of the texts; `progress` labels a bar."
     rows = [ids for ids, _ in encode(tokenizer, texts)]
     return _continue(hf, tokenizer, rows, max_new_tokens, batch_tokens, progress)
 
-# %% ../../nbs/workshop/lm.ipynb #255c7853
+# %% ../../nbs/workshop/lm.ipynb #c837650f
 # (residuals [prompts, name tokens, d_model] in float32, positions of the questions) -> the same shape
 Edit = Callable[[Tensor, list[int]], Tensor]
 
@@ -371,14 +365,10 @@ def _at_names(
     return at_prompt
 
 def answer_edited(
-    hf: PreTrainedModel,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    edit: Edit,           # positions are those in `questions`
-    layer: int,           # after which block
-    max_new_tokens: int,  # tokens of a reply
-) -> list[str]:           # in the order of `questions`
-    "Greedy answers while the residuals at the tokens of the names are edited."
+    hf: PreTrainedModel, tokenizer: Any, questions: Sequence[Question], edit: Edit, layer: int,
+    max_new_tokens: int,
+) -> list[str]:  # in the order of `questions`
+    "Greedy answers, in order, while the residuals at the tokens of the names after a block are edited."
     found = [name_tokens(tokenizer, q) for q in questions]
     replies, widths = [""] * len(found), [stop - start for _, start, stop in found]
     for width in dict.fromkeys(widths):

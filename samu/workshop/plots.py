@@ -8,13 +8,12 @@ __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BROWN', 'BLUE', 'VERMILION', 'PUR
            'method_marker', 'figure', 'png', 'show', 'save', 'legend_label', 'bars', 'curves', 'heat', 'bars_figure',
            'cloud', 'cloud_figure', 'plane_figure']
 
-# %% ../../nbs/workshop/plots.ipynb #d9a8498e
+# %% ../../nbs/workshop/plots.ipynb #a5b77d65
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from .registry import UserError
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@
 __all__ = ['BATCH', 'JumpReLU', 'gemma_scope_2', 'site_name', 'read_sae', 'load_sae', 'train_batch_topk', 'sae_digest',
            'keep_fields']
 
-# %% ../../nbs/workshop/sae_files.ipynb #d35d68ef
-import json
-import re
+# %% ../../nbs/workshop/sae_files.ipynb #d15fd9ef
+import json, re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace

@@ -5,16 +5,8 @@ __all__ = ['T', 'STORE_VERSION', 'TAG', 'TAG_TEXT', 'TABLE', 'cache_folder', 'at
            'encode', 'decode', 'versions', 'samu_version', 'full_key', 'database', 'keep_many', 'find_many', 'kept',
            'kept_tensors', 'kept_folders', 'entries', 'clear']
 
-# %% ../../nbs/workshop/store.ipynb #71c07f4e
-import contextlib
-import functools
-import json
-import os
-import shutil
-import sqlite3
-import sys
-import tempfile
-import time
+# %% ../../nbs/workshop/store.ipynb #e011ab95
+import contextlib, functools, json, os, shutil, sqlite3, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar

@@ -7,13 +7,8 @@ __all__ = ['ZERO_WIDTH', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entit
            'is_right', 'read_text', 'cell_text', 'read_entities', 'read_prompts', 'default_prompts', 'check_prompts',
            'check_names', 'find_entity', 'data_file', 'real_entities', 'real_prompts', 'ordinary_prose']
 
-# %% ../../nbs/workshop/tables.ipynb #1fa64a47
-import csv
-import difflib
-import io
-import json
-import re
-import unicodedata
+# %% ../../nbs/workshop/tables.ipynb #baf716db
+import csv, difflib, io, json, re, unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
