@@ -4,7 +4,7 @@
 __all__ = ['SMALL', 'MIB', 'Device', 'pick_device', 'cpu_can', 'pick_dtype', 'pick_matmul_dtype', 'rounded_forward',
            'matmul_dtype', 'threads_for', 'peak_memory', 'Timer', 'seeded']
 
-# %% ../../nbs/workshop/runtime.ipynb #9320f7cd
+# %% ../../nbs/workshop/runtime.ipynb #54e8ad75
 import contextlib, os, sys, time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .registry import UserError
 SMALL = 5_000_000  # parameters; below, a second CPU thread costs more than it brings
 MIB = 2**20
-Device: TypeAlias = str | torch.device | None  # "cuda", "cuda:1", "mps" or "cpu"; None: SAMU_DEVICE or the best there is
+Device: TypeAlias = str | torch.device | None  # such as "cuda:1"; None: SAMU_DEVICE, or the best there is
 
 # %% ../../nbs/workshop/runtime.ipynb #6683abd9
 def pick_device(device: Device = None) -> torch.device:
