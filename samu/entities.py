@@ -17,12 +17,8 @@ from .workshop.tables import Entity, Prompt, Question, is_right
 from .workshop.setups import Experiment
 from .workshop.names import MIN_RIGHT, grade_unknown
 
-# %% ../nbs/01_entities.ipynb #f6de52f6
-def ask_about(
-    entity: Entity,
-    prompt: Prompt,              # of the same kind
-    answers: tuple[str, ...],    # that count as right
-) -> Question:
+# %% ../nbs/01_entities.ipynb #65ea4fee
+def ask_about(entity: Entity, prompt: Prompt, answers: tuple[str, ...]) -> Question:
     "A prompt filled with a name."
     start = prompt.text.index("{name}")
     text = prompt.text.replace("{name}", entity.name)
@@ -45,11 +41,8 @@ def questions(
                 out.append(ask_about(e, p, tuple(wanted.get(p.attribute, ()))))
     return out
 
-# %% ../nbs/01_entities.ipynb #aa64c01a
-def recall(
-    replies: Sequence[str],
-    questions: Sequence[Question],  # in the same order
-) -> float:                         # 0 to 1; 0 for no questions
+# %% ../nbs/01_entities.ipynb #70130367
+def recall(replies: Sequence[str], questions: Sequence[Question]) -> float:  # 0 to 1; 0 for no questions
     "Share of replies that are right."
     right = [is_right(r, q.answers) for r, q in zip(replies, questions, strict=True)]
     return sum(right) / len(right) if right else 0.0
@@ -88,11 +81,8 @@ def few_prompts(
             out.append(p)
     return out
 
-# %% ../nbs/01_entities.ipynb #07775801
-def grade_replies(
-    questions: Sequence[Question],
-    replies: Sequence[str],         # in the same order
-) -> pd.DataFrame:                  # name, attributes, right (how many), knows (which, joined by |), grade
+# %% ../nbs/01_entities.ipynb #16dea45f
+def grade_replies(questions: Sequence[Question], replies: Sequence[str]) -> pd.DataFrame:
     "Grade entities by replies about their facts."
     marks: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for q, r in zip(questions, replies, strict=True):
@@ -160,11 +150,8 @@ class Roles:
     unknown_loss: tuple[Entity, ...]   # unknown; read by losses
     unknown_score: tuple[Entity, ...]  # unknown; only measure
 
-# %% ../nbs/01_entities.ipynb #e2769542
-def deal(
-    entities: Iterable[Entity],
-    seed: int,
-) -> tuple[list[Entity], list[Entity]]:  # for losses (60 %), for scores (40 %)
+# %% ../nbs/01_entities.ipynb #b5602719
+def deal(entities: Iterable[Entity], seed: int) -> tuple[list[Entity], list[Entity]]:
     "Deal out roles within each kind."
     loss: list[Entity] = []
     score: list[Entity] = []
@@ -198,11 +185,8 @@ class Split:
     unknown_loss: tuple[Entity, ...]
     unknown_score: tuple[Entity, ...]
 
-# %% ../nbs/01_entities.ipynb #2e9fd336
-def known_entity(
-    exp: Experiment,
-    name: str,
-) -> Entity:   # with the facts that the model gives
+# %% ../nbs/01_entities.ipynb #490802a8
+def known_entity(exp: Experiment, name: str) -> Entity:  # with the facts that the model gives
     "The entity called `name`. Raises UserError if the model does not know it."
     name = exp.find(name).name
     row = exp.grades[exp.grades.name == name].iloc[0]

@@ -7,12 +7,11 @@ __all__ = ['MIN_NAMES', 'SELECTED', 'separation_scores', 'mean_latents', 'read_n
            'last_tokens', 'scores_by_kind', 'Latents', 'find_latents', 'latents', 'top_texts', 'Centroids',
            'name_statistics', 'find_centroids', 'centroids', 'steer']
 
-# %% ../nbs/04_latents.ipynb #bcac955e
+# %% ../nbs/04_latents.ipynb #ea81cc68
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-import pandas as pd
-import torch
+import pandas as pd, torch
 from torch import Tensor
 from .entities import few_prompts, questions
 from .residuals import NameResiduals, name_residuals
@@ -62,10 +61,8 @@ def read_names(
     order = [names.index(e.name) for e in entities]
     return means["z"][order], means["on"][order]
 
-# %% ../nbs/04_latents.ipynb #c349434a
-def worst_over_kinds(
-    by_kind: Tensor,  # separation scores [kinds, d_sae]
-) -> Tensor:          # [d_sae]
+# %% ../nbs/04_latents.ipynb #2e78e954
+def worst_over_kinds(by_kind: Tensor) -> Tensor:  # [d_sae]
     "The score nearest to zero over kinds, and zero where two kinds disagree in sign."
     low, high = by_kind.min(0).values, by_kind.max(0).values
     return low.clamp(min=0) + high.clamp(max=0)
@@ -83,12 +80,10 @@ def last_tokens(read: NameResiduals) -> NameResiduals:
     last = read.from_end == 0
     return NameResiduals(read.values[last], read.item[last], read.from_end[last])
 
-# %% ../nbs/04_latents.ipynb #51a34127
+# %% ../nbs/04_latents.ipynb #6dece4bf
 MIN_NAMES = 8  # kinds with fewer known or unknown entities than this take no part
 
-def scores_by_kind(
-    exp: Experiment,
-) -> dict[str, Tensor]:  # kind -> separation scores [d_sae]
+def scores_by_kind(exp: Experiment) -> dict[str, Tensor]:  # kind -> separation scores [d_sae]
     "Separation scores of each kind, on entities that losses may see. Raises UserError if no kind has enough."
     (read, names), out = exp.loss_reads, {}
     last = last_tokens(read)
@@ -125,12 +120,10 @@ class Latents:
         marks = ["known"] * len(self.known) + ["unknown"] * len(self.unknown)
         return pd.DataFrame({"latent": self.selected.tolist(), "marks": marks, **values})
 
-# %% ../nbs/04_latents.ipynb #7c90c7e9
+# %% ../nbs/04_latents.ipynb #eb2857eb
 SELECTED = 32  # latents of each sort, at most
 
-def find_latents(
-    exp: Experiment,
-) -> Latents:
+def find_latents(exp: Experiment) -> Latents:
     "Score all latents and keep the best of each sort. Raises UserError if nothing separates."
     by_kind = scores_by_kind(exp)
     stacked = torch.stack(list(by_kind.values()))
@@ -143,11 +136,9 @@ def find_latents(
     known, unknown = (s.topk(min(SELECTED, int((s > 0).sum()))).indices for s in (scores, -scores))
     return Latents(known, unknown, scores, unfiltered, frequency, list(by_kind), stacked)
 
-# %% ../nbs/04_latents.ipynb #e91a110c
+# %% ../nbs/04_latents.ipynb #93cc3ea6
 @part
-def latents(
-    exp: Experiment,
-) -> Latents:
+def latents(exp: Experiment) -> Latents:
     "The latents that mark known and unknown entities."
     return Latents(**keep_fields(exp, "latents", find_latents, loss_reads))
 
@@ -177,12 +168,11 @@ class Centroids:
     on_unknown: Tensor     # [2, d_sae], mean activation over unknown entities
     mean_residual: Tensor  # [2, d_model], mean residual over unknown entities
 
-# %% ../nbs/04_latents.ipynb #3687d519
+# %% ../nbs/04_latents.ipynb #9b2c5e08
 @torch.no_grad()
 def name_statistics(
-    exp: Experiment,
-    entities: Sequence[Entity],  # that losses may see; each counts once, however many prompts it has
-) -> dict[str, Tensor]:          # z, sd, a: [2, d_sae]; h (residual): [2, d_model]; rows as in `Centroids`
+    exp: Experiment, entities: Sequence[Entity],  # that losses may see; each counts once
+) -> dict[str, Tensor]:  # z, sd, a: [2, d_sae]; h (residual): [2, d_model]; rows as in `Centroids`
     "Statistics over entities at the last and at the earlier tokens of their names."
     (read, names), wanted, rows = exp.loss_reads, {e.name for e in entities}, []
     mine = torch.tensor([name in wanted for name in names], device=exp.device)[read.item]
@@ -195,19 +185,15 @@ def name_statistics(
         rows.append(dict(z=means["z"].mean(0), sd=sd, a=means["a"].mean(0), h=weight @ read.values[at]))
     return {f: torch.stack([r[f] for r in rows]) for f in rows[0]}
 
-# %% ../nbs/04_latents.ipynb #a27876ab
-def find_centroids(
-    exp: Experiment,
-) -> Centroids:
+# %% ../nbs/04_latents.ipynb #eff779c5
+def find_centroids(exp: Experiment) -> Centroids:
     "The centroids of the entities that losses may see."
     known, unknown = name_statistics(exp, exp.roles.retain), name_statistics(exp, exp.roles.unknown_loss)
     sd = unknown["sd"].clamp(min=unknown["sd"].median() * .1)
     return Centroids(unknown["z"], sd, known["z"], unknown["a"], unknown["h"])
 
 @part
-def centroids(
-    exp: Experiment,
-) -> Centroids:
+def centroids(exp: Experiment) -> Centroids:
     "The centroids of known and unknown names."
     return Centroids(**keep_fields(exp, "centroids", find_centroids, loss_reads))
 

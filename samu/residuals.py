@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['bridge', 'NameResiduals', 'name_residuals', 'partners', 'patched_answers', 'patch_recall']
 
-# %% ../nbs/02_residuals.ipynb #3d615e8c
+# %% ../nbs/02_residuals.ipynb #8f06ed9a
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
-import pandas as pd
-import torch
+import pandas as pd, torch
 from torch import Tensor
 from .entities import is_right, recall, renamed
 from .workshop.batching import Span, batches, name_spans, width
@@ -20,10 +19,8 @@ from .workshop.setups import Experiment
 from .workshop.store import UserError
 from .workshop.tables import Entity, Question
 
-# %% ../nbs/02_residuals.ipynb #49c2e5d8
-def bridge(
-    exp: Experiment,  # its model is copied, never changed
-) -> Any:             # a frozen TransformerBridge
+# %% ../nbs/02_residuals.ipynb #275a1e01
+def bridge(exp: Experiment) -> Any:  # a frozen TransformerBridge
     "The model as it is now, opened by TransformerLens: a TransformerBridge around a deep copy."
     from transformer_lens.model_bridge import TransformerBridge
     hf = deepcopy(exp.model)

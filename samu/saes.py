@@ -73,11 +73,9 @@ def train_sae(
         sae.topk_threshold.fill_(pre_activations(sae, some).flatten().topk(k * len(some)).values[-1])
     sae.save_inference_model(folder)
 
-# %% ../nbs/03_saes.ipynb #c8f74775
+# %% ../nbs/03_saes.ipynb #32a85ddb
 @part
-def sae(
-    exp: Experiment,
-) -> Any:            # a frozen SAE
+def sae(exp: Experiment) -> Any:  # a frozen SAE
     "The SAE of an experiment, trained once."
     code = code_digest(train_sae)
     if code is None:

@@ -15,13 +15,10 @@ from torch import Tensor
 from .store import UserError
 from .tables import Question
 
-# %% ../../nbs/workshop/batching.ipynb #5ed49bdd
+# %% ../../nbs/workshop/batching.ipynb #da3a3592
 Tokens = tuple[list[int], list[tuple[int, int]]]  # token ids, and the characters [from, to) of each token
 
-def encode(
-    tokenizer: Any,        # a fast Hugging Face tokenizer
-    texts: Sequence[str],  # whole texts
-) -> list[Tokens]:
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     "Tokenise texts, without what the tokenizer appends at the end. Raises UserError for a slow tokenizer."
     if not tokenizer.is_fast:
         raise UserError("this tokenizer cannot tell where a token stands in a text; use its fast version")
@@ -41,7 +38,7 @@ def pad_id(tokenizer: Any) -> int:
     choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(i for i in choices if i is not None)
 
-# %% ../../nbs/workshop/batching.ipynb #deb858f8
+# %% ../../nbs/workshop/batching.ipynb #fe07509e
 AFTER_FIRST = -1  # as the start of a span: every token of the text but the first, which nothing predicts
 
 @dataclass(frozen=True)
@@ -52,17 +49,13 @@ class Span:
     stop: int   # one past the last
     item: int   # number of the thing that these characters belong to
 
-def name_spans(
-    questions: Iterable[Question],  # each knows where its name stands
-) -> tuple[list[Span], list[str]]:  # spans, and the names in the order of their item
-    "The name in each question."
+def name_spans(questions: Iterable[Question]) -> tuple[list[Span], list[str]]:
+    "The name in each question, and the names in the order of their item."
     order: dict[str, int] = {}
     spans = [Span(q.text, q.start, q.stop, order.setdefault(q.name, len(order))) for q in questions]
     return spans, list(order)
 
-def answer_spans(
-    pairs: Iterable[tuple[str, str]],  # (prompt, answer)
-) -> list[Span]:                       # in "prompt answer"; item = number of the pair
+def answer_spans(pairs: Iterable[tuple[str, str]]) -> list[Span]:
     "The answer after each prompt. Raises UserError where one of them is empty."
     spans = []
     for i, (prompt, answer) in enumerate(pairs):
@@ -72,13 +65,11 @@ def answer_spans(
         spans.append(Span(text, len(prompt), len(text), i))
     return spans
 
-def text_spans(
-    texts: Iterable[str],  # whole texts
-) -> list[Span]:           # item = number of the text
+def text_spans(texts: Iterable[str]) -> list[Span]:  # item = number of the text
     "Everything after the first token of each text."
     return [Span(t, AFTER_FIRST, len(t), i) for i, t in enumerate(texts)]
 
-# %% ../../nbs/workshop/batching.ipynb #499ffd16
+# %% ../../nbs/workshop/batching.ipynb #f3b0a86c
 @dataclass
 class Batch:
     "Texts of similar length, filled up on the right, with the places that count in them."
@@ -99,18 +90,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def pick(
-        self,
-        h: Tensor,  # [texts, tokens, ...]
-    ) -> Tensor:    # [places, ...]
+    def pick(self, h: Tensor) -> Tensor:  # [places, ...]
         "What stands at the places that count."
         return h[self.batch_index, self.position]
 
-def by_length(
-    lengths: Sequence[int],  # tokens of each text
-    batch_tokens: int,       # most tokens of a batch, padding included; a longer text is a batch of its own
-) -> list[list[int]]:        # positions in `lengths`, shortest first
-    "Sort by length, and fill one batch after the other."
+def by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    "Positions, shortest first, batch by batch; padding counts, a longer text is a batch of its own."
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not groups or (len(groups[-1]) + 1) * lengths[i] > batch_tokens:
@@ -127,7 +112,7 @@ def _pad(rows: Sequence[tuple[list[int], int, int, int, int]], pad: int) -> Batc
     index, position, item, from_end = torch.tensor(places).T.contiguous()
     return Batch(ids, mask, index, position, item, from_end, torch.tensor([r[4] for r in rows]))
 
-# %% ../../nbs/workshop/batching.ipynb #68b248ec
+# %% ../../nbs/workshop/batching.ipynb #3917f482
 def _places(span: Span, tokens: Tokens) -> tuple[int, int]:
     "First token of a span, and one past its last. Raises UserError if there is none."
     ids, offsets = tokens
@@ -168,18 +153,12 @@ def batches(
     groups = by_length([len(r[0]) for r in made], batch_tokens)
     return [_pad([made[i] for i in group], pad).to(device) for group in groups]
 
-def name_tokens(
-    tokenizer: Any,               # a fast Hugging Face tokenizer
-    question: Question,           # with the place of its name
-) -> tuple[list[int], int, int]:  # ids of the whole prompt, first token of the name, one past its last
+def name_tokens(tokenizer: Any, question: Question) -> tuple[list[int], int, int]:
     "Which tokens of a prompt are the name. Raises UserError if none is."
     [tokens] = encode(tokenizer, [question.text])
     return tokens[0], *_places(Span(question.text, question.start, question.stop, 0), tokens)
 
-def width(
-    tokenizer: Any,      # a fast Hugging Face tokenizer
-    question: Question,  # with the place of its name
-) -> int:
+def width(tokenizer: Any, question: Question) -> int:
     "Number of tokens that the name has in this prompt."
     _, start, stop = name_tokens(tokenizer, question)
     return stop - start

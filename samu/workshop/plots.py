@@ -5,23 +5,22 @@
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BROWN', 'BLUE', 'VERMILION', 'PURPLE', 'GREY', 'PALETTE', 'KNOWN', 'UNKNOWN',
            'TARGET', 'NEIGHBOUR', 'ORIGINAL', 'RETRAINED', 'MARKERS', 'METHOD_STYLE', 'method_style', 'method_color',
-           'method_marker', 'figure', 'plain_ticks', 'png', 'show', 'save', 'legend_label', 'bars', 'curves', 'heat',
-           'bars_figure', 'cloud', 'cloud_figure', 'plane_figure']
+           'method_marker', 'figure', 'png', 'show', 'save', 'legend_label', 'bars', 'curves', 'heat', 'bars_figure',
+           'cloud', 'cloud_figure', 'plane_figure']
 
-# %% ../../nbs/workshop/plots.ipynb #d9a8498e
+# %% ../../nbs/workshop/plots.ipynb #a5b77d65
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from .registry import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/workshop/plots.ipynb #c2d2fc5d
+# %% ../../nbs/workshop/plots.ipynb #d7c46eec
 BLACK, ORANGE, SKY, GREEN, BROWN, BLUE, VERMILION, PURPLE, GREY = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#8C6239", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F")
 PALETTE = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BROWN, BLACK)  # Okabe and Ito, 2008; brown for yellow
@@ -39,9 +38,7 @@ METHOD_STYLE: dict[str, tuple[str, str]] = {  # name: colour and marker, no pair
 }
 
 
-def method_style(
-    name: str,  # of a method, known here or not
-) -> tuple[str, str]:  # colour, marker
+def method_style(name: str) -> tuple[str, str]:  # colour, marker
     "The look of a method. A new name gets a pair that no known one has, always the same one."
     if name in METHOD_STYLE:
         return METHOD_STYLE[name]
@@ -50,16 +47,12 @@ def method_style(
     return free[sum(name.encode()) % len(free)]
 
 
-def method_color(
-    name: str,  # of a method
-) -> str:       # hexadecimal
+def method_color(name: str) -> str:  # hexadecimal
     "The colour of a method, the same in every figure."
     return method_style(name)[0]
 
 
-def method_marker(
-    name: str,  # of a method
-) -> str:       # a matplotlib marker
+def method_marker(name: str) -> str:  # a matplotlib marker
     "The marker of a method, so that two methods of one colour can be told apart."
     return method_style(name)[1]
 
@@ -90,10 +83,8 @@ def figure(
         ax.spines[["top", "right"]].set_visible(False)
     return fig, axes
 
-# %% ../../nbs/workshop/plots.ipynb #53e18a17
-def plain_ticks(
-    fig: "Figure",  # is changed
-) -> None:
+# %% ../../nbs/workshop/plots.ipynb #b638ab51
+def _plain_ticks(fig: "Figure") -> None:
     "Write the numbers of logarithmic axes as plain numbers."
     from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
     for ax in fig.axes:
@@ -103,17 +94,14 @@ def plain_ticks(
                 axis.set_minor_formatter(NullFormatter())
 
 
-def png(
-    fig: "Figure",     # from `figure`
-    dpi: int = 100,    # dots per inch
-) -> bytes:
+def png(fig: "Figure", dpi: int = 100) -> bytes:
     "The figure as PNG. Names are drawn literally; letters that the font lacks are drawn as boxes."
     import warnings
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     buffer = io.BytesIO()
-    plain_ticks(fig)
+    _plain_ticks(fig)
     with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*missing from font.*")
         for text in fig.findobj(Text):
@@ -133,28 +121,19 @@ def show(
     display({"image/png": png(fig), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
-def save(
-    fig: "Figure",       # from `figure`
-    file: str | Path,    # ends in .png; is replaced all at once
-    dpi: int = 120,      # dots per inch
-) -> Path:               # the file
+def save(fig: "Figure", file: str | Path, dpi: int = 120) -> Path:  # the file
     "Write a figure as PNG."
     from samu.workshop.store import atomic_write
     atomic_write(Path(file), png(fig, dpi))
     return Path(file)
 
 
-def legend_label(
-    name: str,  # of a person, a method, a group
-) -> str:       # the same, for a legend
+def legend_label(name: str) -> str:  # the same, for a legend
     "matplotlib leaves labels that begin with an underscore out of legends; a space in front prevents that."
     return f" {name}" if name.startswith("_") else name
 
-# %% ../../nbs/workshop/plots.ipynb #dece015e
-def bars(
-    ax: "Axes",         # is drawn into
-    values: pd.Series,  # method (or another label) -> length of its bar, from top to bottom
-) -> None:
+# %% ../../nbs/workshop/plots.ipynb #f7fe503f
+def bars(ax: "Axes", values: pd.Series) -> None:
     "Horizontal bars in the methods' colours, with numbers at their ends. A missing value says so."
     names, ends = [str(label) for label in values.index], values.fillna(0).tolist()
     tint, height = [method_color(name) for name in names], min(0.7, 0.2 * len(names))
@@ -187,11 +166,8 @@ def curves(
                 label=legend_label(str(name)), **look)
 
 
-def heat(
-    ax: "Axes",           # is drawn into
-    frame: pd.DataFrame,  # shares (0 to 1); index and columns are the labels
-) -> None:
-    "A table as a heat map, every cell with its number. Cells without a number stay empty."
+def heat(ax: "Axes", frame: pd.DataFrame) -> None:
+    "A table of shares (0 to 1) as a heat map, every cell with its number. Cells without one stay empty."
     numbers = frame.to_numpy(dtype=float)
     ax.imshow(numbers, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(numbers):
@@ -220,12 +196,8 @@ def bars_figure(
     axes[0].set_ylim(len(frame) - 0.5, -0.5)
     return fig
 
-# %% ../../nbs/workshop/plots.ipynb #25be7229
-def cloud(
-    ax: "Axes",           # is drawn into
-    frame: pd.DataFrame,  # x, y, group: "known" and "unknown" are dots, others the target under a method
-    target: str,          # whose marks they are
-) -> None:
+# %% ../../nbs/workshop/plots.ipynb #8f2e550e
+def cloud(ax: "Axes", frame: pd.DataFrame, target: str) -> None:
     "Known and unknown names as dots, the target as marks, with an arrow from the original to each method."
     dots = frame[frame.group.isin(["known", "unknown"])]
     marks = frame[~frame.group.isin(["known", "unknown"])]

@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class UserError(ValueError):
     "Bad input: the message says in one sentence what is wrong and what to do. Never used for bugs."
 
-# %% ../../nbs/workshop/registry.ipynb #721f768b
+# %% ../../nbs/workshop/registry.ipynb #352c46aa
 class Registry(dict[str, T]):
     "Name -> entry, for one kind of thing."
 
@@ -26,13 +26,8 @@ class Registry(dict[str, T]):
         self.kind = kind  # what it holds, in the singular; used in messages
         self.owners: dict[str, Any] = {}
 
-    def add(
-        self,
-        name: str,   # as it appears in tables and on the command line
-        entry: T,    # what is found under the name
-        owner: Any,  # the function or class that stands behind the entry
-    ) -> None:
-        "Register `entry`. Raises UserError if another definition has the name."
+    def add(self, name: str, entry: T, owner: Any) -> None:
+        "Register what is found under a name. Raises UserError if another definition than `owner` has it."
         first = self.owners[name] if name in self else owner
         if not same_definition(first, owner):
             place = f"{first.__module__}.{first.__qualname__}"
@@ -48,7 +43,6 @@ class Registry(dict[str, T]):
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(self)}"
         raise UserError(f"no {self.kind} {name!r}; {hint}")
 
-# %% ../../nbs/workshop/registry.ipynb #dbc3b0c9
 def outline(code: Any) -> Any:
     "What code names and holds. Its byte code may differ between a cell and the exported copy."
     inner = [outline(c) if hasattr(c, "co_names") else c for c in code.co_consts]
@@ -124,12 +118,8 @@ def first_line(f: Any) -> str:
     "The first line of a docstring; empty if there is none."
     return (f.__doc__ or "").strip().split("\n")[0]
 
-# %% ../../nbs/workshop/registry.ipynb #82d2c618
-def adding(
-    registry: Registry[Any],
-    name: str | None,                  # the function's own name if None
-    entry: Callable[[str, Any], Any],  # (name, function) -> what is registered
-) -> Callable[[F], F]:                 # a decorator
+# %% ../../nbs/workshop/registry.ipynb #2a40709e
+def adding(registry: Registry[Any], name: str | None, entry: Callable[[str, Any], Any]) -> Callable[[F], F]:
     "A decorator that registers a function."
     def register(f: F) -> F:
         own = name or f.__name__
@@ -142,7 +132,7 @@ def objective(
     *,
     name: str | None = None,  # the function's own name if None
 ) -> Any:
-    "Register a forget objective at the site. It is a method of the same name, too."
+    "Register a forget objective at the site: a method of the same name, too, that `+` joins to others."
     register = adding(OBJECTIVES, name, lambda own, f: f)
     return register if f is None else register(f)
 

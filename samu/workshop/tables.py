@@ -4,17 +4,11 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'Prompt', 'Question', 'tidy', 'plain',
-           'is_right', 'read_text', 'csv_rows', 'cell_text', 'json_rows', 'entities_of_rows', 'read_entities',
-           'read_prompts', 'default_prompts', 'check_prompts', 'check_names', 'find_entity', 'real_entities',
-           'real_prompts', 'ordinary_prose']
+           'is_right', 'read_text', 'cell_text', 'read_entities', 'read_prompts', 'default_prompts', 'check_prompts',
+           'check_names', 'find_entity', 'data_file', 'real_entities', 'real_prompts', 'ordinary_prose']
 
-# %% ../../nbs/workshop/tables.ipynb #1fa64a47
-import csv
-import difflib
-import io
-import json
-import re
-import unicodedata
+# %% ../../nbs/workshop/tables.ipynb #baf716db
+import csv, difflib, io, json, re, unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -50,42 +44,33 @@ class Question:
     stop: int       # one past its last character
     answers: tuple[str, ...] = ()  # accepted answers; none for a name without facts
 
-# %% ../../nbs/workshop/tables.ipynb #a080faa4
+# %% ../../nbs/workshop/tables.ipynb #229ff9ca
 ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
 
-def tidy(
-    text: str,  # a name or an answer
-) -> str:
+def tidy(text: str) -> str:
     "Composed accents (NFC), single plain spaces, nothing of zero width."
     return " ".join(unicodedata.normalize("NFC", text.translate(ZERO_WIDTH)).split())
 
-# %% ../../nbs/workshop/tables.ipynb #0030ac30
+# %% ../../nbs/workshop/tables.ipynb #45f0413e
 @cache
-def plain(
-    text: str,
-) -> str:
+def plain(text: str) -> str:
     "Lower case, no accents, no punctuation, single spaces."
     text = unicodedata.normalize("NFKD", text.lower())
     text = "".join(c for c in text if not unicodedata.combining(c))
     return " ".join(re.sub(r"[^\w\s]", " ", text.replace(".", "")).split())
 
-def is_right(
-    reply: str,               # what the model said, without the prompt
-    answers: Iterable[str],   # accepted ones
-) -> bool:
+def is_right(reply: str, answers: Iterable[str]) -> bool:
     "Whether an accepted answer stands among the first six words of the first line."
     line = (reply.strip().splitlines() or [""])[0]
     said = f" {' '.join(plain(line).split()[:6])} "
     return any(f" {plain(a)} " in said for a in answers if plain(a))
 
-# %% ../../nbs/workshop/tables.ipynb #9aa8e818
+# %% ../../nbs/workshop/tables.ipynb #dd895125
 COLUMNS = ("name", "kind", "attribute", "answers")
 PROMPT_COLUMNS = ("kind", "attribute", "form", "split", "prompt")
 Row = tuple[int, dict[str, str]]  # line of the file, column -> cell
 
-def read_text(
-    path: Path,
-) -> str:
+def read_text(path: Path) -> str:
     "A file's text. Raises UserError for one that is not there or not UTF-8."
     if not path.is_file():
         raise UserError(f"no file {str(path)!r}; give the path of a .csv or .json table")
@@ -94,11 +79,7 @@ def read_text(
     except UnicodeDecodeError:
         raise UserError(f"{path.name} is not UTF-8 text; save the table as UTF-8") from None
 
-def csv_rows(
-    text: str,                # of the file
-    source: str,              # the file's name, for messages
-    columns: Sequence[str],   # that must be there
-) -> list[Row]:
+def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
     "The rows of a CSV table. Raises UserError for a missing column, too many cells, or an open quote."
     heading = text.lstrip().split("\n", 1)[0]
     separator = max(",;\t", key=heading.count)
@@ -121,11 +102,8 @@ def csv_rows(
                         "look for a double quote that is not closed") from None
     return rows
 
-# %% ../../nbs/workshop/tables.ipynb #ed7668ae
-def cell_text(
-    value: Any,   # of a JSON table
-    place: str,   # for the message
-) -> str:
+# %% ../../nbs/workshop/tables.ipynb #c222da54
+def cell_text(value: Any, place: str) -> str:
     "A number or a word as text. Raises UserError for what is neither."
     if isinstance(value, str):
         return value
@@ -133,10 +111,7 @@ def cell_text(
         return str(value)
     raise UserError(f"{place}: an answer is text or a number, not {json.dumps(value)}; write it as text")
 
-def json_rows(
-    items: Any,    # what the file holds
-    source: str,   # the file's name, for messages
-) -> Iterator[Row]:
+def _json_rows(items: Any, source: str) -> Iterator[Row]:
     "The rows of a JSON table. Raises UserError for another shape than objects with name, kind and facts."
     if not isinstance(items, list):
         raise UserError(f"{source}: expected a list of objects with name, kind and facts")
@@ -158,11 +133,8 @@ def json_rows(
             parts = [cell_text(a, place) for a in (answers if isinstance(answers, list) else [answers])]
             yield line, dict(name=name, kind=kind, attribute=attribute, answers="|".join(parts))
 
-# %% ../../nbs/workshop/tables.ipynb #b5812728
-def entities_of_rows(
-    rows: Iterable[Row],
-    source: str,          # the file's name, for messages
-) -> list[Entity]:
+# %% ../../nbs/workshop/tables.ipynb #8bfc0293
+def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
     "Entities in the order of the table. Raises UserError for a row that contradicts another, or has a gap."
     kinds: dict[str, str] = {}
     facts: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -188,31 +160,26 @@ def entities_of_rows(
         raise UserError(f"{source} holds no entities; it needs the columns {', '.join(COLUMNS)}")
     return [Entity(n, k, facts[n]) for n, k in kinds.items()]
 
-# %% ../../nbs/workshop/tables.ipynb #c2685640
-def read_entities(
-    path: str | Path,  # a .csv with COLUMNS, or a .json list of {name, kind, facts}
-) -> list[Entity]:     # in the order of the file
-    "Read a table of entities. Raises UserError that names the row and says what is wrong with it."
+def read_entities(path: str | Path) -> list[Entity]:  # in the order of the file
+    "Read a .csv with COLUMNS, or a .json list of {name, kind, facts}. Raises UserError that names the row."
     path = Path(path)
     text = read_text(path)
     kind = path.suffix.lower()
     if kind not in (".csv", ".json"):
         raise UserError(f"{path.name}: a table of entities ends in .csv or .json")
     if kind == ".csv":
-        return entities_of_rows(csv_rows(text, path.name, COLUMNS), path.name)
+        return _entities_of_rows(_csv_rows(text, path.name, COLUMNS), path.name)
     try:
         items = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path.name} is not valid JSON: {error}") from None
-    return entities_of_rows(json_rows(items, path.name), path.name)
+    return _entities_of_rows(_json_rows(items, path.name), path.name)
 
-def read_prompts(
-    path: str | Path,  # a .csv with the columns kind, attribute, form, split, prompt
-) -> list[Prompt]:     # in the order of the file
-    "Read a table of prompts. Raises UserError that names the row and says what is wrong with it."
+def read_prompts(path: str | Path) -> list[Prompt]:  # in the order of the file
+    "Read a .csv with PROMPT_COLUMNS. Raises UserError that names the row and says what is wrong with it."
     path = Path(path)
     out = []
-    for line, row in csv_rows(read_text(path), path.name, PROMPT_COLUMNS):
+    for line, row in _csv_rows(read_text(path), path.name, PROMPT_COLUMNS):
         place, text = f"{path.name}, row {line}", row["prompt"].rstrip()
         kind, attribute, form, split = (tidy(row[c]) for c in PROMPT_COLUMNS[:4])
         if text.count("{name}") != 1:
@@ -227,7 +194,7 @@ def read_prompts(
         raise UserError(f"{path.name} holds no prompts; it needs the columns {', '.join(PROMPT_COLUMNS)}")
     return out
 
-# %% ../../nbs/workshop/tables.ipynb #48e7865b
+# %% ../../nbs/workshop/tables.ipynb #b268ded6
 PHRASINGS = (
     ("statement", "loss", "The {attribute} of {name} is"),
     ("question", "loss", "Question: What is the {attribute} of {name}? Answer:"),
@@ -235,19 +202,13 @@ PHRASINGS = (
     ("question", "score", "Q: Name the {attribute} of {name}.\nA:"),
 )
 
-def default_prompts(
-    entities: Iterable[Entity],  # whose kinds and attributes are asked for
-) -> list[Prompt]:               # four for each kind and attribute
+def default_prompts(entities: Iterable[Entity]) -> list[Prompt]:  # four for each kind and attribute
     "Plain phrasings for a table that comes without prompts."
     pairs = dict.fromkeys((e.kind, a) for e in entities for a in e.facts)
     return [Prompt(kind, attribute, form, split, text.replace("{attribute}", attribute.replace("_", " ")))
             for kind, attribute in pairs for form, split, text in PHRASINGS]
 
-# %% ../../nbs/workshop/tables.ipynb #ed356fa7
-def check_prompts(
-    entities: Iterable[Entity],  # with facts
-    prompts: Iterable[Prompt],
-) -> None:
+def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None:
     "Raise UserError for the first kind or fact that no prompt for losses, or no prompt for scores, asks for."
     asked = {(p.kind, p.attribute, p.split) for p in prompts}
     kinds = ", ".join(dict.fromkeys(p.kind for p in prompts))
@@ -257,11 +218,8 @@ def check_prompts(
                 raise UserError(f"no prompt with split {split!r} asks for {attribute!r} of kind {kind!r} "
                                 f"(there are prompts for {kinds}); add one, or leave the prompts out")
 
-# %% ../../nbs/workshop/tables.ipynb #dfe21d59
-def check_names(
-    entities: Iterable[Entity],  # whose names will be used
-    tokenizer: Any,              # a Hugging Face tokenizer
-) -> None:
+# %% ../../nbs/workshop/tables.ipynb #cd3b8371
+def check_names(entities: Iterable[Entity], tokenizer: Any) -> None:
     "Raise UserError for the first name that the tokenizer cannot write."
     for e in entities:
         ids = tokenizer(e.name, add_special_tokens=False)["input_ids"]
@@ -269,11 +227,7 @@ def check_names(
             raise UserError(f"the tokenizer cannot represent the name {e.name!r}; "
                             "use a model with another tokenizer, or leave this entity out")
 
-def find_entity(
-    entities: Sequence[Entity],  # to look among
-    name: str,                   # in any case and any spelling of spaces and accents
-    setup: str,                  # for the message
-) -> Entity:
+def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     "The entity called `name`. Raises UserError with the nearest names for one that is not there."
     wanted = tidy(name).casefold()
     for e in entities:
@@ -285,19 +239,21 @@ def find_entity(
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     raise UserError(f"no entity {name!r} in setup {setup!r}; {hint}")
 
-# %% ../../nbs/workshop/tables.ipynb #c379c015
+# %% ../../nbs/workshop/tables.ipynb #a61e84a7
+def data_file(name: str) -> Path:
+    "A file that comes with the package."
+    return Path(str(resources.files("samu"))) / "data" / name
+
 def real_entities() -> list[Entity]:  # athletes, musicians, cities and other kinds
     "The package's own table of well-known entities."
-    with resources.as_file(resources.files("samu") / "data" / "real_entities.csv") as path:
-        return read_entities(path)
+    return read_entities(data_file("real_entities.csv"))
 
 def real_prompts() -> list[Prompt]:   # at least three for losses and three for scores for each attribute
     "The prompts that go with `real_entities`."
-    with resources.as_file(resources.files("samu") / "data" / "real_prompts.csv") as path:
-        return read_prompts(path)
+    return read_prompts(data_file("real_prompts.csv"))
 
 def ordinary_prose() -> dict[str, list[str]]:  # "loss" and "score" -> paragraphs
     "Plain paragraphs about nothing in particular."
-    text = (resources.files("samu") / "data" / "ordinary_text.md").read_text(encoding="utf-8")
+    text = data_file("ordinary_text.md").read_text(encoding="utf-8")
     paragraphs = [p.strip() for p in text.split("\n\n") if p.strip() and not p.startswith("#")]
     return {"loss": paragraphs[::2], "score": paragraphs[1::2]}
