@@ -101,8 +101,8 @@ def refusal(task: Task) -> Callable[[int], Tensor]:
         return -log_p.sum() / tokens.sum()
     return loss
 
-# %% ../nbs/07_baselines.ipynb #986a66de
-@retain_loss("squared")
+# %% ../nbs/07_baselines.ipynb #453981b1
+@retain_loss("squared", freeze=lambda task, batch: task.read(batch))
 def squared_retain(task: Task, batch: Batch) -> Tensor:
     "Plain mean squared difference from the frozen residuals at the site: RMU's and CRISP's retain loss."
     return (task.read(batch) - batch.frozen).pow(2).mean()

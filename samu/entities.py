@@ -96,10 +96,11 @@ def grade_replies(questions: Sequence[Question], replies: Sequence[str]) -> pd.D
                          grade="known" if enough else rest))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_entities.ipynb #d5727021
+# %% ../nbs/01_entities.ipynb #60190b9a
 def ask_table(exp: Experiment) -> dict[Question, str]:  # question -> reply
     "Ask about the table, one phrasing after the other, until half of an attribute's phrasings are right."
-    most, said, right = exp.settings.grading_prompts, {}, Counter[tuple[str, str]]()
+    said: dict[Question, str] = {}
+    most, right = exp.settings.grading_prompts, Counter[tuple[str, str]]()
     for n in range(1, most + 1) if most else [None]:
         every = questions(exp.entities, few_prompts(exp.prompts, n, "loss"), "loss")
         new = [q for q in every if q not in said and not (most and 2 * right[q.name, q.attribute] >= most)]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Aim', 'find_line', 'name_line', 'aim_for', 'row_of', 'latent_distance', 'triplet', 'residual_retain',
-           'answers_retain', 'hinge', 'match', 'stand_in', 'residual_distance', 'residual_target', 'mean_residual',
-           'stand_in_residual', 'retained', 'about', 'make_task', 'unknown_distance', 'train', 'unlearn']
+           'answers_retain', 'final_at', 'kl_retain', 'hinge', 'match', 'stand_in', 'residual_distance',
+           'residual_target', 'mean_residual', 'stand_in_residual', 'retained', 'about', 'make_task',
+           'unknown_distance', 'train', 'unlearn']
 
-# %% ../nbs/05_forgetting.ipynb #12672abd
+# %% ../nbs/05_forgetting.ipynb #8c40c9e1
 import math, random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ import torch, torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from .workshop.batching import Batch, batches, name_spans
-from .workshop.lm import answer_loss
-from samu.workshop.loop import (History, Run, Task, configure, method_named, prepared, run_key, run_once,
-    task_of, training)
+from .workshop.lm import answer_loss, final_hidden
+from .workshop.loop import (History, Run, Task, configure, kl_at_some, method_named, prepared, run_key,
+    run_once, task_of, training)
 from .workshop.registry import RETAIN, Method, objective, part, retain_loss
 from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import keep_fields, sae_digest
@@ -76,8 +77,8 @@ def triplet(residuals: NameResiduals, aim: Aim, frozen: FrozenActivations) -> Te
     D_K = latent_distance(residuals, aim, aim.mu_known[row])[:, aim.selected].mean(-1)
     return (D_U + F.relu(1 + D_U - D_K)).mean()
 
-# %% ../nbs/05_forgetting.ipynb #fa422fe4
-@retain_loss("residual")
+# %% ../nbs/05_forgetting.ipynb #ccbf0f49
+@retain_loss("residual", freeze=lambda task, batch: task.read(batch))
 def residual_retain(task: Task, batch: Batch) -> Tensor:
     "Mean squared distance from the frozen residuals at the site, each coordinate in its own spread."
     return ((task.read(batch) - batch.frozen).pow(2).mean(0) / task.aim.scale).mean()
@@ -86,6 +87,16 @@ def residual_retain(task: Task, batch: Batch) -> Tensor:
 def answers_retain(task: Task, batch: Batch) -> Tensor:
     "Log-loss of retained answers, as most published methods have it."
     return answer_loss(task.exp.model, [batch])
+
+# %% ../nbs/05_forgetting.ipynb #fd946906
+def final_at(task: Task, batch: Batch) -> Tensor:  # [places, d_model]
+    "What the head reads just before each place."
+    return final_hidden(task.exp.model, batch.ids)[batch.batch_index, batch.position - 1]
+
+@retain_loss("kl", freeze=final_at)
+def kl_retain(task: Task, batch: Batch) -> Tensor:
+    "KL of next-token distributions on retained texts of all sorts from the original model's."
+    return kl_at_some(task, final_at(task, batch), batch.frozen)
 
 # %% ../nbs/05_forgetting.ipynb #b5f42780
 @objective
@@ -136,7 +147,7 @@ def retained(exp: Experiment, split: Split, n: int, rng: random.Random) -> list[
     alike_asked = questions(alike, exp.prompts, "loss", split.target.facts)
     return texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
 
-# %% ../nbs/05_forgetting.ipynb #02760505
+# %% ../nbs/05_forgetting.ipynb #408e18aa
 def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int) -> dict[str, list[Any]]:
     "What a task holds of one target, field -> list. The name is moved in all loss prompts of its kind."
     table = replace(split.target, facts=exp.find(split.target.name).facts)
@@ -149,7 +160,8 @@ def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int
     other = choose_stand_in(exp, facts, split.unknown_loss, renamed)
     line = exp.name_line if config.remove_known else None
     frozen = frozen_activations(exp, forget, [renamed(q, other) for q in moved], line)
-    return dict(targets=[split.target], asked=facts, forget=forget, validate=validate, frozen=[frozen])
+    return dict(targets=[split.target], asked=facts, forget=forget, moved=moved, validate=validate,
+                frozen=[frozen])
 
 # %% ../nbs/05_forgetting.ipynb #124acd6a
 @torch.no_grad()

@@ -75,7 +75,7 @@ def together(tasks: Sequence[Task]) -> Task:
     return replace(tasks[-1], targets=targets, forget=forget, frozen=frozen, validate=validate, asked=asked,
                    answers=batches(exp.tokenizer, spans, device=exp.device))
 
-# %% ../nbs/11_many.ipynb #515d2089
+# %% ../nbs/11_many.ipynb #48cff978
 Turn = tuple[Callable[[int], Tensor], list[list[Batch]]]  # step -> forget loss, retained batches of each step
 
 def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
@@ -87,7 +87,9 @@ def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
         pool = without_names(task.exp, [*pool, *task.retain], gone)
         losses = [method.prepare(task)] + ([method.prepare(together(tasks[:i]))] if i else [])
         draws = replace(task, retain=pool).draws(method.retain)
-        task.read.freeze(b for drawn in draws for b in drawn if b.frozen is None)
+        for batch in {id(b): b for drawn in draws for b in drawn if b.frozen is None}.values():
+            with torch.no_grad():
+                batch.frozen = task.read(batch)
         turns.append((mean_of(losses), draws))
     return turns
 

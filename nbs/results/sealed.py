@@ -1,8 +1,8 @@
-"""The sealed test of chapter 10, as `protocol.md` lays it down: real people at whom nobody had looked, Gemma 3 270M.
+"""The sealed test of chapter 10, as `protocol.md` lays it down: real people at whom nobody had looked.
 
-    python nbs/results/sealed.py --draw              draws the people (sealed_people.csv); once, before the first run
-    python nbs/results/sealed.py                     tier 1 on all people, then tiers 2 and 3; goes on where it stopped
-    python nbs/results/sealed.py --tier 1 --part 2/3 the second third of the people, for one machine of three
+    python nbs/results/sealed.py --draw                 draws the people, once, before the first run
+    python nbs/results/sealed.py                        tier 1, then 2 and 3; goes on where it stopped
+    python nbs/results/sealed.py --tier 1 --part 2/3    the second third of the people, for one machine of three
 """
 
 import random
@@ -26,14 +26,15 @@ USED = (  # every person of the table whose name stood anywhere in this project 
 ).split(", ")
 OURS = "stand_in+stand_in_residual"
 TIERS: dict[int, tuple[dict[str, int], int | None]] = {  # tier -> (method -> seeds, people; all if None)
-    1: ({OURS: 2, "stand_in+stand_in": 2, "stand_in_residual+stand_in_residual": 2, "npo": 1, "refusal": 1}, None),
-    2: ({"mean_residual": 1, "triplet": 1, "match": 1, "triplet_random": 1, "simnpo": 1, "two_sided": 1}, None),
-    3: ({"rmu": 1, "crisp": 1, "ga": 1, "random_dictionary": 1, "pca_dictionary": 1, "random_stand_in": 1}, 12),
+    1: ({OURS: 2, "stand_in+stand_in": 2, "stand_in_residual+stand_in_residual": 2, "npo": 1, "refusal": 1},
+        None),
+    2: (dict.fromkeys("mean_residual triplet match triplet_random simnpo two_sided".split(), 1), None),
+    3: (dict.fromkeys("rmu crisp ga random_dictionary pca_dictionary random_stand_in".split(), 1), 12),
 }
 
 
 def draw(exp: Any) -> pd.DataFrame:
-    "Of each kind, in a seeded order, the first people who are known by enough facts and well above their prior."
+    "Of each kind, in a seeded order, the first who are known by enough facts and well above the prior."
     from samu.evaluation import measurement, prior, target_recall
 
     rows: list[dict[str, Any]] = []

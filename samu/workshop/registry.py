@@ -55,7 +55,7 @@ def same_definition(first: Any, second: Any) -> bool:
     codes = [getattr(f, "__code__", None) for f in (first, second)]
     return None not in codes and outline(codes[0]) == outline(codes[1])
 
-# %% ../../nbs/workshop/registry.ipynb #90b05e5d
+# %% ../../nbs/workshop/registry.ipynb #14efdab7
 @dataclass(frozen=True)
 class Method:
     "A way to forget."
@@ -76,6 +76,7 @@ class Retain:
     name: str
     loss: Callable[[Any, Any], Any]  # (task, batch) -> []
     batches: str = "retain"          # the field of the task that holds its batches
+    freeze: Callable[[Any, Any], Any] | None = None  # (task, batch) -> what `batch.frozen` holds
 
 @dataclass(frozen=True)
 class Metric:
@@ -152,14 +153,15 @@ def method(
     fields = (retain, retain_weight, blocks, weights, steps, lr_times, stops)
     return adding(METHODS, name, lambda own, f: Method(own, f, *fields, about or first_line(f)))
 
-# %% ../../nbs/workshop/registry.ipynb #093e08c5
+# %% ../../nbs/workshop/registry.ipynb #6e245fdb
 def retain_loss(
     name: str | None = None,  # the function's own name if None
     *,
     batches: str = "retain",  # the field of the task that holds its batches
+    freeze: Callable[[Any, Any], Any] | None = None,  # (task, batch) -> what the original model gives there
 ) -> Callable[[F], F]:
     "Register a retain loss: over a function (task, batch) -> loss []."
-    return adding(RETAIN, name, lambda own, f: Retain(own, f, batches))
+    return adding(RETAIN, name, lambda own, f: Retain(own, f, batches, freeze))
 
 def metric(
     name: str | None = None,  # the function's own name if None; the rest as in `Metric`
