@@ -7,7 +7,7 @@ __all__ = ['load_methods', 'method_named', 'check_config', 'configure', 'copies'
            'interpolate_weights', 'SiteReader', 'Task', 'task_of', 'prepared', 'History', 'Run', 'run_card', 'run_key',
            'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #c10461d8
+# %% ../../nbs/workshop/loop.ipynb #a47c03bc
 import difflib, json, random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from .store import UserError, code_digest, digest, kept, samu_version, tensors_h
 from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, text_spans
+from .leaks import refuse_loss_leaks
 from .lm import (add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config,
                               merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at,
                               trained_weights)
@@ -218,7 +219,7 @@ class SiteReader:
         with starting_at(self.exp.model, self.first, self.entry(batch)):
             return residuals_at(self.exp.model, batch, self.exp.layer)
 
-# %% ../../nbs/workshop/loop.ipynb #7852dcc1
+# %% ../../nbs/workshop/loop.ipynb #284b2c96
 @dataclass
 class Task:
     "Everything that a method may see."
@@ -281,6 +282,8 @@ def task_of(
     fields: dict[str, Any] = {f: [x for p in parts for x in p[f]] for f in parts[0]}
     fields["frozen"] = joined_activations(fields["frozen"])
     keep, size = list(dict.fromkeys(keep)), config.batch_tokens
+    read = [prompt for prompt, _ in keep] + [q.text for q in fields["asked"]]
+    refuse_loss_leaks(exp, fields["targets"], read, fields["forget"] + fields["validate"])
     texts = text_spans(f"{prompt} {end}." if end else prompt for prompt, end in keep)
     answered = answer_spans(pair for pair in keep if pair[1])
     facts = answer_spans((q.text, q.answers[0]) for q in fields["asked"])
