@@ -8,7 +8,7 @@ __all__ = ['OTHERS', 'INSIDE', 'enough_questions', 'fresh_prompts', 'groups_of',
            'unknown_test', 'alignment', 'alignment_power', 'alignment_percentile', 'probes_without', 'probes',
            'probe_known', 'quick_metrics', 'evaluate', 'row_of', 'compare', 'cloud_frame']
 
-# %% ../nbs/06_evaluation.ipynb #097475b2
+# %% ../nbs/06_evaluation.ipynb #e55653b9
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +21,7 @@ from .workshop.measuring import (Measurement, Reference, cost_of, fill_grid, hol
                                      retrained_without)
 from .workshop.registry import METRICS, metric, part
 from .workshop.setups import Experiment, reference_group
-from .workshop.statistics import Probe, UnknownTest, alignment_share, evenly, ratio
+from .workshop.statistics import Probe, UnknownTest, alignment_share, evenly
 import samu.workshop.witnesses  # noqa: F401  registers the line-up and its relatives
 from .workshop.tables import Entity, Prompt, Question
 from .entities import Split, few_prompts, namesakes, questions, split_for

@@ -1,11 +1,12 @@
-"""Which metrics tell models that know somebody from models that do not: writes trust.csv, a row for each model and
-person, and goes on where it stopped.
+"""Which metrics tell models that know somebody from models that do not: writes trust.csv, a row for each
+model, state and person, and goes on where it stopped.
 
-    python nbs/results/trust.py           a quarter of an hour on one core, with two models trained first
-    python nbs/results/trust.py --people 2
+    python nbs/results/trust.py              a quarter of an hour on one core; two models are trained first
+    python nbs/results/trust.py --people 5   more people
 
-Models that know: three that were trained from different random weights. Models that do not: four that were trained
-without ten people each. Each is measured as it is, rounded to 8 bits, and after a short training on other people.
+Models that know: three that were trained from different random weights. Models that do not: four that were
+trained without ten people each. Each is measured as it is, rounded to 8 bits, and after a short training on
+facts about other people.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -17,8 +18,8 @@ from typing import Annotated, Any
 import typer
 
 FILE = Path(__file__).with_suffix(".csv")
-BEHAVIOUR = ["target_recall", "begins_recall", "excess", "prior_gap", "recall_left", "retain_recall", "retain_ratio",
-             "unknown_rate", "unknown_ratio", "perplexity", "lens_excess"]
+BEHAVIOUR = ["target_recall", "begins_recall", "excess", "prior_gap", "recall_left", "retain_recall",
+             "retain_ratio", "unknown_rate", "unknown_ratio", "perplexity", "lens_excess"]
 INSIDE = ["probe_known", "lineup_hit", "lineup_auc", "lineup_probe", "lineup_distance", "lineup_surprise",
           "lineup_below", "refit_auc", "refit_kernel_auc", "refit_held_out", "truth_rank"]
 
@@ -39,8 +40,10 @@ def model(name: str, seed: int, digit: int):
     base, exp = original(), load("biographies")
     away = reference_group(exp, exp.entities[digit].name)
     made = retrained(exp, away if name == "without" else [], seed)
-    kept = {part: tuple(e for e in getattr(base.roles, part) if e.name not in away) for part in ("retain", "held_out")}
-    made.grades, made.known, made.unknown, made.roles = base.grades, base.known, base.unknown, replace(base.roles, **kept)
+    kept = {part: tuple(e for e in getattr(base.roles, part) if e.name not in away)
+            for part in ("retain", "held_out")}
+    made.grades, made.known, made.unknown = base.grades, base.known, base.unknown
+    made.roles = replace(base.roles, **kept)
     return made
 
 
@@ -70,7 +73,9 @@ def changed(exp: Any, how: str, away: list[str]):
     "The model as it is, rounded, or trained on."
     from samu.workshop.attacking import rounded_weights
 
-    return {"plain": nullcontext, "8 bits": lambda: rounded_weights(exp, 8), "relearned": lambda: relearned(exp, away)}[how]()
+    if how == "plain":
+        return nullcontext()
+    return rounded_weights(exp, 8) if how == "8 bits" else relearned(exp, away)
 
 
 def row(cell: dict[str, Any]) -> dict[str, float]:
@@ -89,7 +94,8 @@ def row(cell: dict[str, Any]) -> dict[str, float]:
     asked = groups_of(base, split, away)
     probes_without(made, cell["target"])  # fitted on the model as it was trained, and kept
     with changed(made, cell["how"], away):
-        now = replace(made, applied=None if cell["how"] == "plain" else f"{cell['how']} {made.model_hash} {digit}")
+        state = None if cell["how"] == "plain" else f"{cell['how']} {made.model_hash} {digit}"
+        now = replace(made, applied=state)
         now.__dict__.update({k: made.__dict__[k] for k in ("grades", "known", "roles", "unknown")})
         said = measured(Measurement(now, split, None, Reference(base, nullcontext), asked), BEHAVIOUR)
         own = Measurement(now, split, None, Reference(made, nullcontext), asked)
@@ -98,7 +104,7 @@ def row(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def main(
-    people: Annotated[int, typer.Option(help="of each ten that were left out")] = 5,
+    people: Annotated[int, typer.Option(help="of each ten that were left out")] = 3,
     file: Annotated[Path, typer.Option(help="CSV that keeps the rows")] = FILE,
 ) -> None:
     "Measure every model about people whom one pool knows and the other does not."
@@ -112,10 +118,11 @@ def main(
     exp = original()
     pools = [("knows", seed, digit) for digit in (7, 3) for seed in (0, 1, 2)]
     pools += [("without", seed, digit) for digit in (7, 3) for seed in (0, 1)]
+    states = ("plain", "8 bits", "relearned")
     cells = [dict(how=how, model=name, seed=seed, digit=digit, target=exp.entities[digit + 10 * i].name)
-             for how in ("plain", "8 bits", "relearned") for name, seed, digit in pools for i in range(people)]
-    code = code_digest(groups_of, probes_without, *(METRICS[n].measure for n in [*BEHAVIOUR, *INSIDE]))
-    settings = digest(exp.id, code)
+             for how in states for name, seed, digit in pools for i in range(people)]
+    measures = [METRICS[n].measure for n in [*BEHAVIOUR, *INSIDE]]
+    settings = digest(exp.id, code_digest(groups_of, probes_without, *measures))
     rows = run_grid(cells, row, file, settings, "python nbs/results/trust.py")
     print(f"{len(rows)} rows; metrics of {samu.attacks.__name__} and {samu.workshop.witnesses.__name__}")
 
