@@ -240,9 +240,10 @@ def test_no_picture_is_fatal(run, quick, tmp_path, monkeypatch):
 def test_names_are_drawn_literally():
     "Dollar signs, and letters that no font has."
     frame = pd.DataFrame(dict(x=[0.0, 1, 2], y=[0.0, 1, 2], group=["known", "unknown", "original"]))
+    recall = dict(now=0.0, original=1.0, prior=0.0)
     for name in ("Ca$h_^ Mon$y", "上海市", "_Ada"):
         assert list(drawn(partial(cloud_figure, frame, name))) == ["figure"]
-        person = dict(target=name, attributes=[], claims=[], counts={}, recall={}, scope={"families": []})
+        person = dict(target=name, attributes=[], claims=[], counts={}, recall=recall, scope={"families": []})
         report = dict(people=[person | dict(outcome="forgotten")], config={})
         assert name in page(report, [{}])
 

@@ -74,6 +74,16 @@ def test_a_held_out_name_in_a_loss(exp):
         forgetting.make_task(leaky, [exp.entities[7].name], replace(exp.settings.loop, retain_texts=4800))
 
 
+def test_no_namesake_that_is_scored_is_retained(exp):
+    """Scoring asks about more namesakes than before; the retained texts must leave out all of them."""
+    target = exp.entities[7]
+    task = forgetting.make_task(exp, [target.name], exp.settings.loop)
+    texts = [t for b in (*task.retain, *task.retain_answers) for t in exp.tokenizer.batch_decode(b.ids)]
+    split = forgetting.split_for(exp, target.name)
+    scored = {q.name for q in evaluation.groups_of(exp, split)["namesakes"]}
+    assert len(scored) == 20 and not names_in(texts, scored)
+
+
 def test_a_held_out_name_in_the_texts_of_the_dictionary(exp, tmp_path):
     name = exp.roles.unknown_score[0].name
     leaky = again(exp)
