@@ -47,12 +47,12 @@ def recall(replies: Sequence[str], questions: Sequence[Question]) -> float:  # 0
     right = [is_right(r, q.answers) for r, q in zip(replies, questions, strict=True)]
     return sum(right) / len(right) if right else 0.0
 
-# %% ../nbs/01_entities.ipynb #2175108c
+# %% ../nbs/01_entities.ipynb #b7d9831d
 def namesakes(
     exp: Experiment,
     target: Entity,
     others: Sequence[Entity],   # whose other name parts are borrowed
-    n: int = 12,                # at most
+    n: int = 20,                # at most; so many make the prior
     taken: Iterable[str] = (),  # names that must not be made
 ) -> list[Entity]:              # without facts; none for a name of one word
     "Unknown names that have the first or the last part of the target's name."

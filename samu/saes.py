@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_residuals', 'pre_activations', 'train_sae', 'sae', 'sae_quality', 'load_sae', 'sae_digest']
 
-# %% ../nbs/03_saes.ipynb #d771d850
+# %% ../nbs/03_saes.ipynb #71cc7020
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from .workshop.batching import batches, text_spans
+from .workshop.leaks import refuse_dictionary_leaks
 from .workshop.lm import residuals_at
 from .workshop.registry import part
 from .workshop.runtime import seeded
@@ -51,7 +52,7 @@ def pre_activations(
         z = z * sae.W_dec[pick].norm(dim=-1)
     return z
 
-# %% ../nbs/03_saes.ipynb #dfa96c6c
+# %% ../nbs/03_saes.ipynb #6af2044f
 def train_sae(
     exp: Experiment,
     folder: Path,       # where the trained SAE is written, in SAELens' format
@@ -62,7 +63,7 @@ def train_sae(
     lr: float = 2e-3,   # peak step size; falls to a tenth
 ) -> None:
     "Train an SAE on residuals at the site, and write it as a JumpReLU."
-    residuals, _, _ = text_residuals(exp, exp.sae_texts(texts))
+    residuals, _, _ = text_residuals(exp, refuse_dictionary_leaks(exp, exp.sae_texts(texts)))
     scale = (residuals.shape[1] / (residuals - residuals.mean(0)).pow(2).sum(-1).mean()).sqrt().item()
     draw = torch.Generator().manual_seed(0)
     with seeded(0, exp.device):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -11,15 +12,30 @@ import pytest
 import tiny
 import torch
 from samu.attacks import Share
-from samu.audit import ABSENT, FAILS, HOLDS, SILENT, audit, interval, judge, left_open, sentence
+from samu.audit import (
+    ABSENT,
+    FAILS,
+    FORGOTTEN,
+    HOLDS,
+    REMEMBERED,
+    SILENT,
+    UNCLEAR,
+    audit,
+    interval,
+    judge,
+    outcome,
+    sentence,
+)
 from samu.evaluation import measurement
 from samu.forgetting import unlearn
 from samu.workshop import auditing
-from samu.workshop.auditing import CANNOT_DRAW, drawn, open_folder, page, plain_numbers, saved_run, wilson
+from samu.workshop.auditing import CANNOT_DRAW, drawn, left_open, open_folder, page, plain_numbers, saved_run
+from samu.workshop.leaks import other_thresholds
 from samu.workshop.loop import Run
 from samu.workshop.plots import cloud_figure
 from samu.workshop.registry import METRICS, Metric, metric
 from samu.workshop.setups import LoopConfig, load
+from samu.workshop.statistics import wilson
 from samu.workshop.store import UserError
 
 chapter = import_module("samu.audit")  # `samu.audit` is the verb of that name
@@ -67,7 +83,8 @@ def low(value, original=0.9, ends=None, note="", group="attacks", name="few"):
 
 def test_verdicts():
     "One vocabulary; what a few questions cannot carry does not hold."
-    assert low(0.0, ends=(30, *wilson(0.0, 30))).verdict == HOLDS
+    assert low(0.0, ends=(40, *wilson(0.0, 40))).verdict == HOLDS
+    assert low(0.0, ends=(30, *wilson(0.0, 30))).verdict == SILENT  # 95 %: up to 0.11
     assert low(0.11).verdict == FAILS
     few = low(0.0, ends=(15, *wilson(0.0, 15)))
     assert few.verdict == SILENT and "not enough questions" in few.why
@@ -97,15 +114,14 @@ def test_intervals(exp, run):
     n, bottom, top = interval(m, "retain_ratio", 1.0)
     assert n > 500 and bottom > 0.99 and top == 1
     n, bottom, top = interval(m, "prior_gap", 1.0)
-    assert n == 15 and bottom > 0.8 and top <= 1
+    assert n == 10 and bottom > 0.6 and top <= 1.01  # those that begin as a text of a loss are kept apart
     assert interval(m, "perplexity_ratio", 1.0) is None
-    assert wilson(0.0, 15) == pytest.approx((0, 0.153), abs=1e-3)
 
 
 def claims(**verdicts):
     made = []
     for name, verdict in verdicts.items():
-        about = name.startswith(("recall", "attack", "unshown"))
+        about = name.startswith(("recall", "attack", "unshown", "pooled"))
         claim = low(0.0, group="attacks" if about else "core", name=name)
         made.append(replace(claim, verdict=verdict, title=name.capitalize()))
     return made
@@ -114,29 +130,35 @@ def claims(**verdicts):
 @pytest.mark.parametrize(
     "verdicts, says",
     [
-        (dict(recall_left=FAILS, unshown=FAILS), "still gives facts"),
+        (dict(recall_left=FAILS, unshown=FAILS), "Ada is not forgotten: the model still gives facts."),
         (
             dict(recall_left=HOLDS, unshown=FAILS, retain=FAILS),
-            "give facts about Ada. But these claims do not hold: Unshown.",
+            "Ada is not forgotten: asked, the model gives no facts, but these claims do not hold: Unshown.",
         ),
-        (
-            dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS),
-            "No test found the facts about Ada. But these claims do not hold: Retain.",
-        ),
-        (dict(recall_left=SILENT, retain=HOLDS), "1 claims lack evidence"),
+        (dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS), "these claims do not hold: Retain."),
+        (dict(recall_left=SILENT, pooled_excess=HOLDS), "Ada is forgotten, as far as these tests reach"),
+        (dict(recall_left=SILENT, retain=HOLDS), "Not enough questions to tell whether Ada is forgotten"),
     ],
 )
 def test_one_sentence(verdicts, says):
-    "Not a count that hides what failed."
-    assert says in sentence("Ada", claims(**verdicts))
+    "The word first, and not a count that hides what failed."
+    said = sentence("Ada", claims(**verdicts))
+    assert says in said and said.startswith(("Ada is", "Not enough"))
+
+
+def test_three_outcomes():
+    assert outcome(claims(recall_left=HOLDS, retain=FAILS)) == FORGOTTEN  # what else was lost is said after it
+    assert outcome(claims(recall_left=HOLDS, unshown=FAILS)) == REMEMBERED
+    assert outcome(claims(recall_left=SILENT, pooled_excess=SILENT)) == UNCLEAR
+    assert outcome([]) == UNCLEAR
+    assert {FORGOTTEN, REMEMBERED, UNCLEAR} == {"forgotten", "not forgotten", "not enough questions to tell"}
 
 
 def test_what_is_left_open():
-    [bound] = [
-        line for line in left_open([dict(questions=15), dict(questions=30)], False) if "15 questions" in line
-    ]
-    assert "15%" in bound
-    assert len(left_open([dict(questions=15)], False)) == 1 + len(left_open([dict(questions=15)], True))
+    open_ = left_open([dict(questions=15), dict(questions=30)], False, (40, 40))
+    [bound] = [line for line in open_ if "15 questions" in line]
+    assert "20%" in bound and "40 of 40 known people" in "".join(open_)
+    assert len(open_) == 2 + len(left_open([dict(questions=15)], True, (0, 0)))
 
 
 # --- A whole audit
@@ -153,7 +175,10 @@ def test_report_and_page(exp, run, quick, tmp_path):
     verdicts = [[(c["metric"], c["verdict"]) for c in r["people"][0]["claims"]] for r in (first, second)]
     assert verdicts[0] == verdicts[1] and dict(verdicts[0])["attack_excess"] == HOLDS
     person = json.loads((tmp_path / "b" / "report.json").read_text())["people"][0]
-    assert person["target"] == run.target and person["power"] >= 0.8 and person["verdict"]
+    assert person["target"] == run.target and person["outcome"] in (FORGOTTEN, REMEMBERED, UNCLEAR)
+    assert person["recall"] == dict(now=0.0, original=1.0, prior=0.0)
+    power = {c["metric"]: c["power"] for c in person["claims"]}
+    assert power["alignment_percentile"] >= 0.8 and power["recall_left"] == 1 and power["retain_ratio"] is None
     [attacked] = [c for c in person["claims"] if c["metric"] == "attack_excess"]
     assert attacked["n"] == 45 and attacked["low"] <= 0 <= attacked["high"] and attacked["original"] > 0.9
     assert [c["value"] for c in person["claims"] if c["verdict"] == ABSENT] == [None]
@@ -162,7 +187,12 @@ def test_report_and_page(exp, run, quick, tmp_path):
         s in html for s in ("<script", "http:", "https:", "{{", 'src="/')
     )
     assert not [a for answers in exp.find(run.target).facts.values() for a in answers if a in html]
-    assert all(word in html for word in ("no evidence", "not measured", "not enough questions", "its power"))
+    assert all(word in html for word in ("no evidence", "not measured", "not enough questions", "95 % wide"))
+    assert other_thresholds(html) == []
+    text = re.sub(r"<[^>]+>", " ", html.split("<body>")[1])
+    first = " ".join(text.split())[: len(run.target) + 40]
+    assert first.startswith(f"{run.target}: {person['outcome']}")  # what a reader sees first
+    assert "The life of NAME" in html and "one spelling" in html
 
 
 def test_a_metric_of_ones_own_is_a_claim(exp, run, quick, tmp_path, monkeypatch):
@@ -210,9 +240,11 @@ def test_no_picture_is_fatal(run, quick, tmp_path, monkeypatch):
 def test_names_are_drawn_literally():
     "Dollar signs, and letters that no font has."
     frame = pd.DataFrame(dict(x=[0.0, 1, 2], y=[0.0, 1, 2], group=["known", "unknown", "original"]))
+    recall = dict(now=0.0, original=1.0, prior=0.0)
     for name in ("Ca$h_^ Mon$y", "上海市", "_Ada"):
         assert list(drawn(partial(cloud_figure, frame, name))) == ["figure"]
-        report = dict(people=[dict(target=name, attributes=[], claims=[], counts={}, power=1.0)], config={})
+        person = dict(target=name, attributes=[], claims=[], counts={}, recall=recall, scope={"families": []})
+        report = dict(people=[person | dict(outcome="forgotten")], config={})
         assert name in page(report, [{}])
 
 

@@ -19,13 +19,21 @@ from samu.workshop.statistics import (
     bootstrap,
     check_probe,
     conformal_p,
+    difference_interval,
+    equivalence,
     fit_probe,
     fit_unknown_test,
+    good_is,
+    holm,
     intervals,
     meets,
+    over_people,
+    paired,
     passed,
     ratio,
+    sign_flip,
     summary,
+    wilson,
 )
 from samu.workshop.tables import Entity, Question
 
@@ -106,13 +114,72 @@ def test_intervals_are_over_people_and_seeds_are_averaged_first():
     [one] = intervals(rows, ["v", "absent"]).to_dict("records")
     assert (one["n"], one["mean"], one["low"], one["high"]) == (2, 0.5, 0.0, 1.0)
     assert all(nan(v) for v in bootstrap([1.0]))
-    assert summary(rows, ["v"]).loc["m", "v"] == "0.50 [0.00, 1.00]"
+    table = summary(rows, ["v"])
+    assert table.loc["m", "v"] == "0.50 [0.00, 1.00]" and table.index[0] == "good is"
+    assert summary(rows.rename(columns={"v": "retain_ratio"}), ["retain_ratio"]).iloc[0, 1] == "at least 0.97"
 
 
 def test_a_person_without_a_value_is_left_out_and_not_counted():
     rows = pd.DataFrame([dict(target=t, method="m", seed=0, v=v) for t, v in (("a", 1.0), ("b", None))])
     [one] = intervals(rows, ["v"]).to_dict("records")
     assert (one["n"], one["mean"]) == (1, 1.0) and nan(one["low"])
+
+
+def test_nobody_whom_the_original_does_not_know_is_in_a_mean():
+    """One of twelve people had nothing left to forget, and was in every mean."""
+    rows = pd.DataFrame([
+        dict(target=t, method=m, seed=0, excess=e, recall_left=0.0, retain_ratio=r)
+        for t, known, r in (("a", 0.6, 1.0), ("b", 0.1, 0.5))
+        for m, e in (("original", known), ("m", 0.0))])
+    assert intervals(rows, ["retain_ratio"]).n.tolist() == [1, 1]
+    assert passed(rows).n.tolist() == [1, 1] and paired(rows, ["retain_ratio"], "m").empty
+    assert intervals(rows[rows.method == "m"], ["retain_ratio"]).n.tolist() == [2]  # no original, no verdict
+
+
+def test_equivalence_has_to_be_shown():
+    """Few people who scatter show nothing; a mean below the margin is not enough, and neither is one above."""
+    assert equivalence([0.0, 0.05, -0.05, 0.02] * 3, 0.10)["inside"]
+    for differences in ([0.2, -0.2], [-0.3] * 8, [0.3] * 8, [0.09, 0.13, 0.05, 0.12]):
+        assert not equivalence(differences, 0.10)["inside"]
+    one = equivalence([0.0], 0.10)
+    assert not one["inside"] and nan(one["p"])
+    assert equivalence([0.0] * 8, 0.10)["p"] < 0.001 < 0.5 < equivalence([-0.3] * 8, 0.10)["p"]
+
+
+def test_sign_flips_are_exact_and_holm_is_monotone():
+    assert sign_flip([1.0] * 12) == pytest.approx(2 / 2**12)
+    assert sign_flip([0.0] * 5) == 1 and nan(sign_flip([]))
+    assert sign_flip([1.0] * 30) < 0.001
+    assert holm([0.01, float("nan"), 0.04, 0.03])[:1] == [pytest.approx(0.03)]
+    adjusted = holm([0.01, 0.04, 0.03, 0.8])
+    assert adjusted == pytest.approx([0.04, 0.09, 0.09, 0.8])
+
+
+def test_paired_differences_are_of_the_same_people():
+    rows = pd.DataFrame([dict(target=t, method=m, seed=s, v=float(v + s))
+                         for m, values in (("ours", (0, 0, 0)), ("other", (1, 2)))
+                         for t, v in zip("abc", values) for s in (0, 2)])
+    [row] = paired(rows, ["v"], "ours").to_dict("records")
+    assert (row["method"], row["n"], row["mean"], row["p"], row["p_holm"]) == ("other", 2, -1.5, 0.5, 0.5)
+
+
+def test_intervals_of_shares_of_few_questions():
+    assert wilson(0.0, 15) == pytest.approx((0, 0.204), abs=1e-3)
+    assert difference_interval((0.0, 15), (0.0, 600)) == pytest.approx((-0.0064, 0.204), abs=1e-3)
+    low, high = difference_interval((0.4, 15), (0.4, 15))
+    assert low == -high and high > 0.3
+
+
+def test_both_directions_and_thresholds_over_people():
+    namesakes = METRICS["namesake_ratio"]
+    assert [meets(namesakes, v) for v in (0.94, 1.0, 1.06)] == [False, True, False]
+    assert good_is(namesakes) == "0.95 to 1.05" and good_is(METRICS["lineup_auc"]) == "at most 0.60"
+    assert meets(METRICS["lineup_auc"], 0.9) is None  # one person's place in a line says little
+    rows = pd.DataFrame([dict(target=i, method="m", seed=0, lineup_hit=float(i < 3), lineup_auc=0.5, refit_auc=0.9)
+                         for i in range(30)])
+    table = over_people(rows).set_index("field")
+    assert table.met.to_dict() == dict(lineup_hit=True, lineup_auc=True, refit_auc=False)
+    assert not over_people(rows.assign(lineup_hit=rows.target < 6)).set_index("field").met["lineup_hit"]
 
 
 def test_passing_everything_is_counted_per_person():
@@ -147,7 +214,7 @@ def question(name, answer="Rome"):
 def made_up(now, before, **asked):
     after, original = Model(now), Model(before)
     split = SimpleNamespace(target=Entity("Ada", "poet"), unknown_score=[])
-    groups = dict.fromkeys(["target", "namesakes", "unlike", "neighbours", "others", "unknown"], [])
+    groups = dict.fromkeys(["target", "begins", "namesakes", "unlike", "neighbours", "others", "unknown"], [])
     return Measurement(after, split, None, Reference(original, nullcontext), groups | asked)
 
 
@@ -203,13 +270,6 @@ def test_a_target_at_its_prior_has_nothing_left_to_measure():
     assert nan(value("recall_left", m)) and "recall_left" in m.notes
 
 
-def test_no_block_above_the_site_is_no_probe():
-    m = made_up({}, {}, target=[question("Ada")])
-    m.reference.exp.probes = {}
-    row = measured(m, ["probe_known"])
-    assert nan(row["probe_known"]) and "no block above the site" in row["notes"]
-
-
 def test_a_test_without_power_is_no_evidence(monkeypatch):
     """D3: the untouched model passed for 8 of 12 people, with a power of 0.22."""
     weak = SimpleNamespace(power=torch.tensor(0.22), p_value=lambda z: 0.54)
@@ -226,9 +286,11 @@ def test_several_targets_give_their_mean_and_all_notes():
 
 
 def test_thresholds_are_those_set_before_the_first_run():
-    set_before = dict(recall_left=0.10, prior_gap=0.10, retain_ratio=0.97, others_ratio=0.97, probe_known=0.20,
-                      perplexity_ratio=1.05, namesake_ratio=0.95, alignment_percentile=0.05)
+    set_before = dict(recall_left=0.10, prior_gap=0.10, retain_ratio=0.97, others_ratio=0.98, probe_known=0.20,
+                      unknown_ratio=0.97, perplexity_ratio=1.03, namesake_ratio=0.95, alignment_percentile=0.05)
     assert {n: METRICS[n].threshold for n in set_before} == set_before
+    assert METRICS["namesake_ratio"].ceiling == 1.05 and METRICS["lineup_hit"].chance == 1 / 21
+    assert {METRICS[n].over_people for n in ("lineup_auc", "refit_auc", "refit_kernel_auc", "forgotten_auc")} == {0.6}
     assert all(m.good in ("low", "high", "none") and m.about for m in METRICS.values())
     assert all(m.title for m in METRICS.values() if m.threshold is not None)
 
@@ -253,13 +315,23 @@ def test_no_question_and_no_scored_name_was_seen_by_a_loss(exp):
     split = forgetting.split_for(exp, exp.entities[7].name)
     groups = groups_of(exp, split)
     seen = {e.name for e in (*split.retain, *split.unknown_loss)}
-    names = {q.name for group, asked in groups.items() if group != "target" for q in asked}
+    names = {q.name for group, asked in groups.items() if group not in ("target", "begins") for q in asked}
     assert not names & seen and split.target.name not in names
     loss = {p.text for p in exp.prompts if p.split == "loss"}
     for asked in groups.values():
         assert not {q.text.replace(q.name, "{name}") for q in asked} & loss
     assert {len(set(q.name.split()) & set(split.target.name.split())) for q in groups["namesakes"]} == {1}
+    assert {len({q.name for q in groups[g]}) for g in ("namesakes", "unlike")} == {20}
     assert all(q.answers == split.target.facts[q.attribute] for q in (*groups["namesakes"], *groups["unlike"]))
+
+
+def test_questions_that_begin_as_a_text_of_a_loss_are_kept_apart(exp):
+    groups = groups_of(exp, forgetting.split_for(exp, exp.entities[7].name))
+    seen = {p.text.split("{name}")[0] for p in exp.prompts if p.split == "loss"}
+    assert groups["target"] and groups["begins"]
+    assert {q.text[: q.start] in seen for q in groups["target"]} == {False}
+    assert {q.text[: q.start] in seen for q in groups["begins"]} == {True}
+    assert not {q.text for q in groups["begins"]} & {q.text for q in groups["target"]}
 
 
 def test_names_that_were_forgotten_together_are_nobodys_neighbours(exp):
@@ -403,5 +475,18 @@ def test_the_cloud_has_every_name_and_the_target_before_and_after(exp, run):
 
 
 def test_probes_are_few_numbers(exp):
-    assert exp.probes and all(isinstance(p, Probe) and p.auc > 0.9 for p in exp.probes.values())
-    assert all(layer > exp.layer for layer in exp.probes)
+    assert exp.probes and all(isinstance(p, Probe) and p.auc >= 0.8 for p in exp.probes.values())
+    assert exp.layer not in exp.probes and max(exp.probes) > exp.layer
+
+
+def test_probes_are_fitted_on_other_people_and_other_prompts_than_the_aim(exp, monkeypatch):
+    groups = []
+    monkeypatch.setattr(evaluation, "kept_probes", lambda exp, asked: groups.extend(asked) or {})
+    name = exp.roles.held_out[0].name
+    evaluation.probes_without(exp, name)
+    names = [{q.name for q in group} for group in groups]
+    aim = {e.name for e in (*exp.roles.retain, *exp.roles.unknown_loss)}
+    assert not set.union(*names) & aim and name not in set.union(*names)
+    assert not names[0] & names[2] and not names[1] & names[3]  # checked on others than fitted on
+    loss = {p.text for p in exp.prompts if p.split == "loss"}
+    assert not {q.text.replace(q.name, "{name}") for group in groups for q in group} & loss

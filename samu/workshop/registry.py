@@ -55,7 +55,7 @@ def same_definition(first: Any, second: Any) -> bool:
     codes = [getattr(f, "__code__", None) for f in (first, second)]
     return None not in codes and outline(codes[0]) == outline(codes[1])
 
-# %% ../../nbs/workshop/registry.ipynb #14efdab7
+# %% ../../nbs/workshop/registry.ipynb #a5f9e5ac
 @dataclass(frozen=True)
 class Method:
     "A way to forget."
@@ -89,6 +89,9 @@ class Metric:
     title: str = ""                  # the claim, as a sentence
     about: str = ""                  # how it is measured, one line
     group: str = "core"              # evaluation may leave out other groups, which take time
+    ceiling: float | None = None     # the upper end, where a value may be too high as well
+    over_people: float | None = None # threshold of the mean over people: one person's value says too little
+    chance: float | None = None      # of a rate: what chance gives; the interval over people should reach it
 
 @dataclass(frozen=True)
 class Attack:
@@ -153,7 +156,7 @@ def method(
     fields = (retain, retain_weight, blocks, weights, steps, lr_times, stops)
     return adding(METHODS, name, lambda own, f: Method(own, f, *fields, about or first_line(f)))
 
-# %% ../../nbs/workshop/registry.ipynb #6e245fdb
+# %% ../../nbs/workshop/registry.ipynb #df80fd04
 def retain_loss(
     name: str | None = None,  # the function's own name if None
     *,
@@ -167,11 +170,13 @@ def metric(
     name: str | None = None,  # the function's own name if None; the rest as in `Metric`
     *,
     good: Literal["low", "high", "none"], threshold: float | None = None, shown: bool = False,
-    title: str = "", group: str = "core",
+    title: str = "", group: str = "core", ceiling: float | None = None, over_people: float | None = None,
+    chance: float | None = None,
 ) -> Callable[[F], F]:
     "Register a metric: over a function measurement -> number."
+    ends = (ceiling, over_people, chance)
     return adding(METRICS, name,
-                  lambda own, f: Metric(own, f, good, threshold, shown, title, first_line(f), group))
+                  lambda own, f: Metric(own, f, good, threshold, shown, title, first_line(f), group, *ends))
 
 def attack(
     name: str | None = None,  # the function's own name if None
