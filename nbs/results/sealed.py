@@ -2,7 +2,7 @@
 
     python nbs/results/sealed.py --draw                 draws the people, once, before the first run
     python nbs/results/sealed.py                        tier 1, then 2 and 3; goes on where it stopped
-    python nbs/results/sealed.py --tier 1 --part 2/3    the second third of the people, for one machine of three
+    python nbs/results/sealed.py --tier 1 --part 2/3    the second third of the people, for one of three mac
 """
 
 import random

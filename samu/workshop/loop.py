@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #b2d09d7b
+# %% ../../nbs/workshop/loop.ipynb #96cba9f3
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +22,9 @@ from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, text_spans
 from .leaks import refuse_loss_leaks
-from .lm import (add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config,
-                              logits, merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at,
-                              trained_weights)
+from .lm import (
+    add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
+    optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
