@@ -203,7 +203,7 @@ def places_in(
         handle.remove()
     return seen["out"], seen["into"], seen["mlp"]
 
-# %% ../../nbs/workshop/checks.ipynb #03d904f0
+# %% ../../nbs/workshop/checks.ipynb #3f15ed59
 def check_residual_after(f: Callable[..., Any]) -> None:
     "`residual_after(hf, ids, block)` gives the residual stream after a block."
     ids, blocks = torch.randint(0, 30, (2, 5), generator=torch.Generator().manual_seed(0)), (0, 1, 2)
@@ -218,14 +218,14 @@ def check_residual_after(f: Callable[..., Any]) -> None:
         if got is None:
             given(f, hf, ids, block)
         if not isinstance(got, Tensor):
-            fail(f, f"it gives a {type(got).__name__}; if a block returns a tuple, its first item is the residual")
+            fail(f, f"a {type(got).__name__} came; of a tuple, the first item is the residual")
         if sum(len(m._forward_hooks) for m in hf.modules()) > before:
             fail(f, "the hook is still there after the call; remove its handle, or it fires for ever")
         out, into, mlp = places_in(hf, ids, block)
         for wrong, sentence in (
                 (into, "that is what goes into the block; its output is hidden_states[block + 1]"),
                 (mlp, "that is what the block's MLP adds; hook the block itself"),
-                (hf.model.norm(out), "that has been through the final norm, as the last of hidden_states has")):
+                (hf.model.norm(out), "that has been through the final norm, as hidden_states[-1] has")):
             if same(got, wrong.detach()):
                 fail(f, sentence)
         if not same(got, out.detach()):
@@ -400,7 +400,7 @@ def check_worst(f: Callable[..., Any]) -> None:
         "the sign is lost; unknown latents have negative scores": lambda s: s.abs().min(0).values,
     })
 
-# %% ../../nbs/workshop/checks.ipynb #12a1b4fb
+# %% ../../nbs/workshop/checks.ipynb #5c8e3693
 def check_select(f: Callable[..., Any]) -> None:
     "`select(scores, k)` gives the numbers of the k highest, best first, then of the k lowest, lowest first."
     def high(s: Tensor, k: int) -> Tensor:
@@ -425,7 +425,8 @@ def check_select(f: Callable[..., Any]) -> None:
 
 def check_steered(f: Callable[..., Any]) -> None:
     "`steered(h, a, W_dec, goal, chosen, strength)` moves the chosen latents toward their goal."
-    h, a, W, goal = numbers(3, 4), numbers(3, 6, seed=1).relu(), numbers(6, 4, seed=2), numbers(6, seed=3).relu()
+    h, a = numbers(3, 4), numbers(3, 6, seed=1).relu()
+    W, goal = numbers(6, 4, seed=2), numbers(6, seed=3).relu()
     by_mistake(f, lambda h, a, W, g, c, s: h + s * (g - a)[:, c] @ W[c],
                [(h, a, W, goal, [1, 4], s) for s in (1., .5, 2.)], {
         "that is the reconstruction alone; what the SAE does not explain is lost, so add a difference to h":

@@ -37,7 +37,7 @@ def exercise(cell: Cell) -> str | None:
     found = re.match(r"#\| exercise (\w+)", source(cell)) if cell["cell_type"] == "code" else None
     return found[1] if found else None
 
-# %% ../../nbs/workshop/course.ipynb #41c5ecb1
+# %% ../../nbs/workshop/course.ipynb #c76e7ecd
 FACTS = re.compile(r"Difficulty (\d)/5 · importance (\d)/5 · (\d+) minutes")
 
 def exercise_rows() -> "pd.DataFrame":  # chapter, exercise, difficulty, importance (of 5), minutes
@@ -49,7 +49,7 @@ def exercise_rows() -> "pd.DataFrame":  # chapter, exercise, difficulty, importa
             if exercise(cell):
                 found = FACTS.search(source(before))
                 if found is None:
-                    raise UserError(f"{name}: the cell before {exercise(cell)} says no difficulty and minutes")
+                    raise UserError(f"{name}: the cell before {exercise(cell)} says no difficulty")
                 difficulty, importance, minutes = map(int, found.groups())
                 rows.append(dict(chapter=name, exercise=exercise(cell), difficulty=difficulty,
                                  importance=importance, minutes=minutes))
@@ -84,7 +84,7 @@ def stub(
     keep = first.end_lineno if documented else function.body[0].lineno - 1
     return "\n".join([*lines[:keep], "    raise NotImplementedError"])
 
-# %% ../../nbs/workshop/course.ipynb #3da3c095
+# %% ../../nbs/workshop/course.ipynb #9a378bcc
 FOLDED = re.compile(r"\n*<details>.*?</details>\n*", re.S)
 
 def grading(
@@ -94,14 +94,15 @@ def grading(
 ) -> dict[str, Any]:
     "nbgrader's metadata of a cell (its schema, version 3)."
     about = dict(schema_version=3, task=False, solution=solves, grade=not solves, locked=not solves)
-    return {"nbgrader": about | (dict(grade_id=name) if solves else dict(grade_id=f"check_{name}", points=points))}
+    own = dict(grade_id=name) if solves else dict(grade_id=f"check_{name}", points=points)
+    return {"nbgrader": about | own}
 
 def solution_cell(name: str, text: str) -> Cell:
     "A folded solution."
     code = re.sub(r"\A#\|.*\n", "", text)
     code = re.sub(r"  #\? .*", "", code)
     folded = f"<details><summary>Solution</summary>\n\n```python\n{code}\n```\n\n</details>"
-    return dict(cell_type="markdown", id=f"solution-{name}"[:60].replace("_", "-"), metadata={}, source=folded)
+    return dict(cell_type="markdown", id=f"solution-{name}".replace("_", "-"), metadata={}, source=folded)
 
 # %% ../../nbs/workshop/course.ipynb #01d0fb13
 def copy_of(
@@ -127,15 +128,15 @@ def copy_of(
             open_name = None
     return out
 
-# %% ../../nbs/workshop/course.ipynb #19ea5e31
+# %% ../../nbs/workshop/course.ipynb #cfcd7d1d
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 
 def make_copies(
     out: str | Path,      # a folder; it is made, and no file in it is overwritten
     graded: bool = False, # copies for nbgrader in place of those to learn from
 ) -> list[Path]:          # what was written
-    """Exercise notebooks: `reader/` with folded solutions and `student/` without; or, for nbgrader, `release/`
-    with an assignment for each chapter. Raises UserError if a file is already there."""
+    """Exercise notebooks: `reader/` with folded solutions and `student/` without; or, for nbgrader,
+    `release/` with an assignment for each chapter. Raises UserError if a file is already there."""
     todo: dict[Path, list[Cell]] = {}
     for name, cells in masters().items():
         for kind in ("graded",) if graded else ("reader", "student"):
@@ -187,10 +188,11 @@ def quiz_text(
                   "<details><summary>Answer</summary>\n\n" + "\n".join(why) + "\n\n</details>"]
     return "\n\n".join(parts)
 
-# %% ../../nbs/workshop/course.ipynb #46f85a98
+# %% ../../nbs/workshop/course.ipynb #61ddd375
 READING = {"00_one_page": 25, "01_entities": 45, "02_residuals": 50, "03_saes": 45, "04_latents": 55,
-           "05_forgetting": 75, "06_evaluation": 60, "07_baselines": 60, "08_attacks": 60, "09_recall_side": 35,
-           "10_real_people": 45, "11_many": 35, "12_your_model": 40, "13_command_line": 20}
+           "05_forgetting": 75, "06_evaluation": 60, "07_baselines": 60, "08_attacks": 60,
+           "09_recall_side": 35, "10_real_people": 45, "11_many": 35, "12_your_model": 40,
+           "13_command_line": 20}
 
 def syllabus() -> "pd.DataFrame":  # chapter, reading, exercises, exercise_minutes, quiz, hours
     "Chapters with minutes of reading, exercises and their minutes, quiz questions, and hours in all."

@@ -88,7 +88,7 @@ def method_figure(
             arrow(ax, (x + .75, .9), (x + 1.01, .9))
     return fig
 
-# %% ../../nbs/workshop/drawings.ipynb #e8fdb135
+# %% ../../nbs/workshop/drawings.ipynb #4e68fdf6
 def places_figure(
     tokens: Sequence[str] = ("<bos>", "Bipo", "Gifen", "comes", "from"),
     name: Sequence[int] = (1, 2),  # which of them are the name
@@ -113,14 +113,14 @@ def places_figure(
         ax.plot(xs[i], ys[site], "D", color=TARGET, mec=BLACK, ms=12)
     arrow(ax, (xs[name[-1]] + .12, ys[site] + .12), (xs[-1] - .1, ys[-1] - .12), GREEN, .18)
     arrow(ax, (xs[-1], ys[-1] + .12), (xs[-1], ys[-1] + .5), GREEN)
-    notes = [(ys[-1] + .12, "the answer is read here", GREEN),
-             (ys[site], f"the site: after block {site},\nat the name", TARGET),
-             (ys[0], "shaded: the MLPs of\nthese blocks are trained", BLACK), (.5, "in colour: the name", TARGET)]
-    for y, text, color in notes:
+    for y, text, color in ((ys[-1] + .12, "the answer is read here", GREEN),
+                           (ys[site], f"the site: after block {site},\nat the name", TARGET),
+                           (ys[0], "shaded: the MLPs of\nthese blocks are trained", BLACK),
+                           (.5, "in colour: the name", TARGET)):
         ax.text(right + .12, y, text, va="center", fontsize=9, color=color)
     return fig
 
-# %% ../../nbs/workshop/drawings.ipynb #8c3c7133
+# %% ../../nbs/workshop/drawings.ipynb #b2cbf1a4
 SEEN = [  # who, share of losses, what a loss reads, what is measured, colour
     ("the target", "loss prompts: moved", "scoring prompts: recall, inside", TARGET),
     ("known, retained (60 %)", "loss prompts: held in place", "", NEIGHBOUR),
@@ -139,9 +139,10 @@ def seen_figure() -> "Figure":
         ax.text(x, top, text, ha="center", va="center", fontsize=10, fontweight="bold")
     for i, (who, loss, score, color) in enumerate(SEEN):
         y = top - .5 * (i + 1)
-        box(ax, (1.5, y, 2.5, .38), who, color, "white", 9)
+        box(ax, (1.5, y, 2.5, .38), who, color)
         for x, w, text, fill in ((4.5, 3., loss, LIT), (7.7, 3.1, score, PALE)):
-            box(ax, (x, y, w, .38), text or "never", color if text else "#CCCCCC", fill if text else "white", 9)
+            frame, inside = (color, fill) if text else ("#CCCCCC", "white")
+            box(ax, (x, y, w, .38), text or "never", frame, inside)
     return fig
 
 # %% ../../nbs/workshop/drawings.ipynb #3c21c78f
