@@ -443,3 +443,43 @@ def test_syllabus_covers_every_chapter():
     chapters = [p.stem for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]
     assert list(table.chapter) == chapters
     assert table.exercises.sum() == len(MISTAKES) and (table.hours > 0).all()
+
+
+# --- The commands
+
+
+def test_commands(tmp_path):
+    from samu.cli import app
+    from typer.testing import CliRunner
+
+    run = CliRunner().invoke
+    shown = run(app, ["course"])
+    assert shown.exit_code == 0 and "05_forgetting" in shown.output
+    assert run(app, ["student", "--out", str(tmp_path / "a")]).exit_code == 0
+    assert run(app, ["student", "--out", str(tmp_path / "b"), "--graded"]).exit_code == 0
+    count = len(course.masters())
+    assert len(list(tmp_path.glob("a/*/*.ipynb"))) == 2 * count and len(list(tmp_path.glob("b/release/*/*.ipynb"))) == count
+    again = run(app, ["student", "--out", str(tmp_path / "a")])
+    assert isinstance(again.exception, UserError)
+
+
+# --- Drawings
+
+
+def test_texts_in_drawings_do_not_overlap():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from samu.workshop import drawings
+
+    figures = [drawings.method_figure(step) for step in (None, *drawings.STEPS)]
+    figures += [drawings.places_figure(), drawings.seen_figure(), drawings.superposition_figure(), drawings.hooks_figure()]
+    for fig in figures:
+        renderer = FigureCanvasAgg(fig).get_renderer()
+        texts = [t for ax in fig.axes for t in ax.texts if t.get_text()]
+        boxes = [t.get_window_extent(renderer) for t in texts]
+        page = fig.bbox
+        for i, a in enumerate(boxes):
+            assert page.x0 <= a.x0 and a.x1 <= page.x1, texts[i].get_text()
+            clash = [texts[j].get_text() for j in range(i) if a.overlaps(boxes[j])]
+            assert clash == [], (texts[i].get_text(), clash)
+    with pytest.raises(UserError, match="there is no step"):
+        drawings.method_figure("nothing")

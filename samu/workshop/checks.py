@@ -8,8 +8,7 @@ __all__ = ['NotYet', 'fail', 'passed', 'given', 'same', 'shown', 'by_case', 'by_
            'check_cut_after_name', 'check_split_by_person', 'check_pre_activation', 'check_keep_k', 'check_unexplained',
            'check_two_gradients', 'check_separation', 'check_worst', 'check_select', 'check_steered']
 
-# %% ../../nbs/workshop/checks.ipynb #7919f2bc
-import random
+# %% ../../nbs/workshop/checks.ipynb #a97e2d4c
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, NoReturn

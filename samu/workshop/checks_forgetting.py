@@ -8,15 +8,14 @@ __all__ = ['PARTS', 'small_world', 'away', 'check_forget', 'judge_loop', 'check_
            'check_weak_test', 'check_hide', 'check_npo', 'check_simnpo_slope', 'check_rmu_goal', 'check_attack',
            'line_ups', 'most_unusual', 'check_culprit', 'check_area', 'check_not_said', 'check_inject', 'check_drift']
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #4592b349
-import math
+# %% ../../nbs/workshop/checks_forgetting.ipynb #28970f24
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .checks import NotYet, by_mistake, fail, given, numbers, passed, same, shown
+from .checks import NotYet, by_mistake, fail, given, numbers, passed
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #24fd76ad
 def small_world() -> Any:
@@ -363,7 +362,7 @@ def check_attack(
     print(f"{len(asked)} questions, {known:.0%} answered by the original")
     passed(f)
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #62ac4a9b
+# %% ../../nbs/workshop/checks_forgetting.ipynb #6dc783e6
 def line_ups() -> list[dict[str, list[float]]]:
     "Made-up suspects: name -> three signals, in different units. The culprit is the last one."
     out = []
@@ -377,15 +376,15 @@ def most_unusual(
     suspects: Mapping[str, list[float]],  # name -> signals
     two_sided: bool = True,               # whether a low value is as suspicious as a high one
     by_unit: bool = True,                 # whether each signal is measured in its own spread
-    robust: bool = True,                  # median and median distance in place of mean and sd
+    mean: bool = False,                   # over signals, in place of the most unusual one
     best: int = 0,                        # place in the order of suspicion
 ) -> str:                                 # a name
     "The name whose signals lie farthest from the others'."
     x = torch.tensor(list(suspects.values()))
-    middle = x.median(0).values if robust else x.mean(0)
-    spread = (x - middle).abs().median(0).values if robust else x.std(0)
-    score = (x - middle) / (spread if by_unit else 1)
-    score = (score.abs() if two_sided else score).max(1).values
+    away = x - x.median(0).values
+    score = away / (away.abs().median(0).values if by_unit else 1)
+    score = score.abs() if two_sided else score
+    score = score.mean(1) if mean else score.max(1).values
     return list(suspects)[int(score.argsort(descending=True)[best])]
 
 def check_culprit(f: Callable[..., Any]) -> None:
@@ -398,13 +397,8 @@ def check_culprit(f: Callable[..., Any]) -> None:
         "that is the most ordinary suspect": lambda s: most_unusual(s, best=11),
         "give the name, not its number": lambda s: list(s).index(most_unusual(s)),
         "one signal is enough to give somebody away; a mean over signals hides it":
-            lambda s: list(s)[int(_scores(s).mean(1).argmax())],
+            lambda s: most_unusual(s, mean=True),
     })
-
-def _scores(suspects: Mapping[str, list[float]]) -> Tensor:  # [suspects, signals]
-    "Distances from the median, in median distances."
-    x = torch.tensor(list(suspects.values()))
-    return (x - x.median(0).values).abs() / (x - x.median(0).values).abs().median(0).values
 
 def check_area(f: Callable[..., Any]) -> None:
     "`area(model, never, original)`: three curves of unshown recall over the steps of relearning."

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/workshop/drawings.ipynb #b2ec00b3
+# %% ../../nbs/workshop/drawings.ipynb #23f2eed4
 LIT, PALE = "#FFF3D6", "#F7F7F7"
 
 def paper(
@@ -50,15 +50,15 @@ def box(
 
 def arrow(
     ax: "Axes",               # is drawn into
-    start: Sequence[float],
-    end: Sequence[float],
+    start: tuple[float, float],
+    end: tuple[float, float],
     color: str = BLACK,
     bend: float = 0,          # 0 = straight
 ) -> None:
     "An arrow."
     look: dict[str, Any] = dict(arrowstyle="-|>", color=color, linewidth=1.4, shrinkA=0, shrinkB=0,
                                 connectionstyle=f"arc3,rad={bend}")
-    ax.annotate("", tuple(end), tuple(start), arrowprops=look, zorder=2)
+    ax.annotate("", end, start, arrowprops=look, zorder=2)
 
 # %% ../../nbs/workshop/drawings.ipynb #a4a49a3b
 STEPS = {  # name: chapter, what it is, what comes out
@@ -145,17 +145,15 @@ def seen_figure() -> "Figure":
             box(ax, (x, y, w, .38), text or "never", frame, inside)
     return fig
 
-# %% ../../nbs/workshop/drawings.ipynb #3c21c78f
-def superposition_figure(
-    features: int = 5,
-) -> "Figure":
+# %% ../../nbs/workshop/drawings.ipynb #629b84b7
+def superposition_figure() -> "Figure":
     "Features as directions in a plane: one that is on, its shadow on the others, and a sum of two."
     fig, ax = paper(9, 3.9, "More features than dimensions")
     for cx, on, text in ((1.9, [0], "one feature is on:\nread it along its own direction"),
                          (6.6, [0, 2], "two are on: their sum (diamond)\nlies where a third would put it")):
         middle, points = (cx, 2.25), []
-        for i in range(features):
-            angle = 2 * math.pi * i / features + .3
+        for i in range(5):
+            angle = 2 * math.pi * i / 5 + .3
             tip = (cx + 1.35 * math.cos(angle), 2.25 + 1.35 * math.sin(angle))
             arrow(ax, middle, tip, TARGET if i in on else GREY)
             ax.text(cx + 1.55 * math.cos(angle), 2.25 + 1.55 * math.sin(angle), f"{i + 1}", ha="center",
