@@ -1,4 +1,4 @@
-"""Exercises: references pass, planted mistakes are named, copies hold what they should.
+"""Exercises: references pass, planted mistakes are named, copies hold what they should; on the biographies model.
 
 The planted answers are written out here, apart from the small mistaken functions inside the checkers.
 """
@@ -483,3 +483,12 @@ def test_texts_in_drawings_do_not_overlap():
             assert clash == [], (texts[i].get_text(), clash)
     with pytest.raises(UserError, match="there is no step"):
         drawings.method_figure("nothing")
+
+
+def test_an_installed_package_holds_all_data():
+    from configparser import ConfigParser
+
+    parser = ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    shipped = {p for pattern in parser["DEFAULT"]["package_data"].split() for p in (ROOT / "samu").glob(pattern)}
+    assert {p for p in (ROOT / "samu" / "data").rglob("*") if p.is_file()} <= shipped

@@ -163,7 +163,7 @@ def check_hold(f: Callable[..., Any]) -> None:
         "square the differences; signed ones cancel": lambda h, g, s: ((h - g) / s).mean(),
     })
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #4a041195
+# %% ../../nbs/workshop/checks_forgetting.ipynb #bebe00d0
 PARTS = {"deal": "01", "pad_right": "02", "residual_after": "02", "cut_after_name": "02",
          "pre_activation": "03", "separation": "04", "select": "04", "aim": "05", "triplet": "05",
          "hold": "05", "forget": "05"}
@@ -196,7 +196,7 @@ def one_page(
     mu_K, mu_U, sd = my.aim(z_K[:, S], z_U[:, S])
     weights = [p for block in hf.model.layers[:exp.layer + 1] for p in block.mlp.parameters()]
     my.forget(weights, residual, T, K + U, lambda h: my.triplet(z(h)[:, S], mu_K, mu_U, sd), my.hold,
-              steps=steps, lr=2e-3, retain_weight=500., batch=256)
+              steps=steps, lr=2e-3, retain_weight=500., batch=128)
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #1a3862ef
 def check_recall_left(f: Callable[..., Any]) -> None:
