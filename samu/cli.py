@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'before_each', 'main', 'prepare', 'original_row', 'run_methods', 'forget', 'save', 'demo', 'setups', 'entities',
-           'unlearn', 'compare', 'audit', 'latents', 'ask', 'cache']
+           'unlearn', 'compare', 'audit', 'latents', 'ask', 'cache', 'course', 'student']
 
 # %% ../nbs/13_command_line.ipynb #1ec71b9a
 import runpy
@@ -220,3 +220,17 @@ def cache(clear: c.Clear = False, kind: c.Kind = None) -> None:
     found = store.entries()
     found = found[found.kind == kind] if kind else found
     c.show(found.to_dict("records"), ["kind", "entries", "megabytes", "newest"], str(store.cache_folder()))
+
+# %% ../nbs/13_command_line.ipynb #60e165c3
+@app.command()
+def course() -> None:
+    "The chapters, with hours for a human, exercises and quizzes."
+    from samu.workshop.course import syllabus
+    table = syllabus()
+    c.show(table.to_dict("records"), list(table.columns), f"{table.hours.sum():.0f} hours in all")
+
+@app.command()
+def student(out: c.Out, graded: bool = False) -> None:
+    "Exercise notebooks: with folded solutions and without; or, graded, for nbgrader."
+    from samu.workshop.course import make_copies
+    print(f"{len(make_copies(out, graded))} notebooks written to {out}")

@@ -1,0 +1,494 @@
+"""Exercises: references pass, planted mistakes are named, copies hold what they should; on the biographies model.
+
+The planted answers are written out here, apart from the small mistaken functions inside the checkers.
+"""
+
+import json
+import random
+import re
+import time
+
+import copy_exercises
+import pytest
+import torch
+import torch.nn.functional as F
+from house import ROOT
+from notebook_cases import forked, run_notebook
+from samu.workshop import checks, checks_forgetting, course
+from samu.workshop.checks import NotYet
+from samu.workshop.registry import UserError
+from samu.workshop.tables import plain
+
+CHECKS = {**vars(checks), **vars(checks_forgetting)}
+
+
+def cells(name):
+    return course.masters()[name]
+
+
+def reference(exercise):
+    "A reference solution, made by running the cells of its notebook."
+    for notebook in course.masters().values():
+        if any(course.exercise(cell) == exercise for cell in notebook):
+            space = {}
+            for cell in notebook:
+                if cell["cell_type"] == "code" and re.match(rf"#\| (setup|exercise {exercise}\b)", course.source(cell)):
+                    exec(course.source(cell), space)
+            return space[exercise]
+
+
+def checker(exercise):
+    "The call in the cell behind an exercise."
+    for notebook in course.masters().values():
+        for cell, after in zip(notebook, notebook[1:]):
+            if course.exercise(cell) == exercise:
+                return CHECKS[re.match(r"(\w+)\(", course.source(after))[1]]
+
+
+def check(exercise, f, exp=None):
+    f.__name__ = exercise
+    more = (exp,) if exercise == "my_attack" else ()
+    return checker(exercise)(f, *more)
+
+
+# --- Planted mistakes: exercise -> [(a wrong answer, words of the sentence that names it)]
+
+
+def hook_stays(hf, ids, block):
+    caught = {}
+    hf.model.layers[block].register_forward_hook(lambda m, i, h: caught.update(h=h))
+    hf(ids)
+    return caught["h"]
+
+
+def mlp_output(hf, ids, block):
+    caught = {}
+    handle = hf.model.layers[block].mlp.register_forward_hook(lambda m, i, h: caught.update(h=h))
+    hf(ids)
+    handle.remove()
+    return caught["h"]
+
+
+def states(shift):
+    return lambda hf, ids, block: hf(ids, output_hidden_states=True).hidden_states[block + shift]
+
+
+def detached(hf, ids, block):
+    with torch.no_grad():
+        caught = {}
+        handle = hf.model.layers[block].register_forward_hook(lambda m, i, h: caught.update(h=h))
+        hf(ids)
+        handle.remove()
+    return caught["h"]
+
+
+def dealt(key=sorted, draw=random.Random, overlap=0, turn=False):
+    def deal(names, share, seed):
+        names = list(key(names))
+        draw(seed).shuffle(names)
+        cut = round((1 - share if turn else share) * len(names))
+        return names[: cut + overlap], names[cut:]
+
+    return deal
+
+
+def people(seed_used=True, rows=False):
+    def split(person, seed):
+        draw = torch.Generator().manual_seed(seed if seed_used else 0)
+        if rows:
+            return torch.rand(len(person), generator=draw) < 0.5
+        order = torch.randperm(40, generator=draw)
+        return torch.isin(person, order[:20])
+
+    return split
+
+
+def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=True, grad=False):
+    "The loop of chapter 05 with one thing left out."
+
+    def forget(weights, residual, target, keep, forget_loss, retain_loss, steps, lr, retain_weight, batch):
+        for p in weights:
+            p.requires_grad_(True)
+        frozen = residual(keep) if grad else residual(keep).detach()
+        scale = frozen.detach().var(0)
+        optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0)
+        for _ in range(steps):
+            some = torch.randperm(len(keep))[: len(keep) if all_kept else batch]
+            h = residual([keep[i] for i in some])
+            was = h.detach() if frozen_now else frozen[some]
+            loss = sign * forget_loss(residual(target))
+            loss = loss + retain_weight * retain_loss(h, was, scale) if hold else loss
+            loss.backward(retain_graph=grad)
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            if step:
+                optimizer.step()
+            if empty:
+                optimizer.zero_grad()
+
+    return forget
+
+
+def page(weight=500, empty=True, turned=False, step=True):
+    def forget_page(weights, read, target, keep, mu_K, mu_U, sd, steps=90):
+        frozen = read(keep).detach()
+        for p in weights:
+            p.requires_grad_(True)
+        optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0)
+        for _ in range(steps):
+            D_U, D_K = [((read(target) - mu) / sd).pow(2).mean(-1) for mu in (mu_U, mu_K)]
+            forget = (D_K + F.relu(1 + D_K - D_U) if turned else D_U + F.relu(1 + D_U - D_K)).mean()
+            some = torch.randperm(len(keep))[:16]
+            retain = ((read([keep[i] for i in some]) - frozen[some]).pow(2) / frozen.var(0)).mean()
+            (forget + weight * retain).backward()
+            if step:
+                optimizer.step()
+            if empty:
+                optimizer.zero_grad()
+
+    return forget_page
+
+
+def attacked(text=None, of=None):
+    from samu.entities import questions
+    from samu.workshop.attacking import in_new_words
+
+    def my_attack(exp, entity, helpers):
+        asked = questions([entity], exp.prompts)
+        return [in_new_words(q, text.format(q=q)) for q in asked] if text else of(asked, in_new_words)
+
+    return my_attack
+
+
+def whole(reply, answers):
+    return f" {' '.join(plain((reply.strip().splitlines() or [''])[0]).split()[:6])} ", [plain(a) for a in answers]
+
+
+def D(z, mu, sd):
+    return ((z - mu) / sd) ** 2
+
+
+MISTAKES = {
+    "forget_page": [(page(weight=0), "others moved"), (page(empty=False), "left over"),
+                    (page(turned=True), "moved away from the unknown"), (page(step=False), "no weight has changed")],
+    "ask": [(lambda p, n: (p.format(name=n), p.index("{"), p.index("{") + len(n) - 1), "one past"),
+            (lambda p, n: (p.format(name=n), p.index("{"), p.index("}") + 1), "before it was filled"),
+            (lambda p, n: (p.format(name=n), p.format(name=n).index(n), p.format(name=n).index(n) + len(n)), "twice")],
+    "right": [(lambda r, a: any(x in whole(r, a)[0] for x in whole(r, a)[1] if x), "whole words"),
+              (lambda r, a: any(x.lower() in r.lower().split() for x in a), "full stops"),
+              (lambda r, a: any(f" {x} " in f" {' '.join(plain(r).split()[:6])} " for x in whole(r, a)[1] if x), "first line"),
+              (lambda r, a: f" {whole(r, a)[1][0]} " in whole(r, a)[0], "any of the accepted")],
+    "left": [(lambda r, p: r - p, "difference"), (lambda r, p: r / p, "ratio"), (lambda r, p: (r - p) / p, "1 - prior")],
+    "deal": [(dealt(overlap=3), "both parts"), (dealt(key=list), "order of the list"), (dealt(turn=True), "gave it to the scores"),
+             (dealt(draw=lambda seed: random.Random()), "same seed"), (dealt(draw=lambda seed: random.Random(0)), "another seed")],
+    "residual_after": [(states(0), "goes into the block"), (states(1), "final norm"), (mlp_output, "MLP"),
+                       (hook_stays, "hook is still there"), (detached, "no gradient")],
+    "pad_right": [(lambda r, p: (torch.tensor([[p] * (max(map(len, r)) - len(x)) + x for x in r]),
+                                 torch.tensor([max(map(len, r)) - 1] * len(r))), "padding on the left"),
+                  (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]),
+                                 torch.tensor([max(map(len, r)) - 1 for x in r])), "last column"),
+                  (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]),
+                                 torch.tensor([len(x) for x in r])), "counted from 0")],
+    "cut_after_name": [(lambda n, ps: [p[: p.index("{name}")] + n for p in ps], "several times"),
+                       (lambda n, ps: [p.replace("{name}", n) for p in ps], "goes on after"),
+                       (lambda n, ps: sorted({p[: p.index("{name}")] + n for p in ps}), "order")],
+    "split_by_person": [(people(rows=True), "learn names by heart"), (people(seed_used=False), "another seed"),
+                        (lambda person, seed: torch.ones(len(person), dtype=torch.bool), "empty"),
+                        (lambda person, seed: person.float(), "boolean mask")],
+    "pre_activation": [(lambda h, W, b, c: h @ W + b, "was not taken off"), (lambda h, W, b, c: F.relu((h - c) @ W + b), "the activation"),
+                       (lambda h, W, b, c: (h - c) @ W, "b_enc is missing")],
+    "keep_k": [(lambda z, k: z.relu() * (z >= z.sort(0, descending=True).values[k - 1]), "over tokens"),
+               (lambda z, k: z * (z >= z.topk(k).values[..., -1:]), "negative values"),
+               (lambda z, k: z.topk(k).values.relu(), "k values alone"),
+               (lambda z, k: z.relu(), "everything positive")],
+    "unexplained": [(lambda h, r: ((h - r) ** 2).sum() / (h ** 2).sum(), "from zero"),
+                    (lambda h, r: 1 - ((h - r) ** 2).sum() / ((h - h.mean(0)) ** 2).sum(), "explained"),
+                    (lambda h, r: (((h - r) ** 2).sum(1) / ((h - h.mean(0)) ** 2).sum(1)).mean(), "mean of ratios"),
+                    (lambda h, r: ((h - r) ** 2).sum() / ((h - h.mean()) ** 2).sum(), "h.mean(0)")],
+    "two_gradients": [(lambda h, W, b: (W[:, (h @ W + b).gt(0).nonzero()[0, 0]],) * 2, "latent is on"),
+                      (lambda h, W, b: (torch.zeros(4), torch.zeros(4)), "not zero"),
+                      (lambda h, W, b: (W[:, h @ W + b > 0].sum(1), W.sum(1)), "sum over all"),
+                      (lambda h, W, b: (W[:, (h @ W + b).le(0).nonzero()[0, 0]], torch.zeros(4)), "other order")],
+    "separation": [(lambda k, u: -((k > 0).float().mean(1).ge(.5).float().mean(0) - (u > 0).float().mean(1).ge(.5).float().mean(0)), "sign"),
+                   (lambda k, u: k.mean(1).mean(0) - u.mean(1).mean(0), "mean activations"),
+                   (lambda k, u: (k > 0).float().mean(1).mean(0) - (u > 0).float().mean(1).mean(0), "counts prompts"),
+                   (lambda k, u: (k.amax(1) > 0).float().mean(0) - (u.amax(1) > 0).float().mean(0), "single prompt")],
+    "worst": [(lambda s: s.mean(0), "mean"), (lambda s: s.amin(0), "nearest to zero"), (lambda s: s.abs().amin(0), "sign is lost")],
+    "select": [(lambda s, k: s.abs().argsort(descending=True)[: 2 * k], "either sign"), (lambda s, k: s.topk(2 * k).indices, "2k highest"),
+               (lambda s, k: torch.cat([s.argsort()[:k], s.argsort(descending=True)[:k]]), "come first"),
+               (lambda s, k: torch.cat([s.topk(k).values, -(-s).topk(k).values]), "those are scores")],
+    "steered": [(lambda h, a, W, g, c, s: s * (g[c] @ W[c]).expand_as(h), "reconstruction alone"),
+                (lambda h, a, W, g, c, s: h + s * (g[c] @ W[c]), "taking off"),
+                (lambda h, a, W, g, c, s: h + s * ((g - a) @ W), "every latent"),
+                (lambda h, a, W, g, c, s: h + (s * g[c] - a[:, c]) @ W[c], "stretches the way")],
+    "aim": [(lambda k, u: (u.mean(0), k.mean(0), u.std(0) + 1e-3), "comes first"), (lambda k, u: (k.mean(0), u.mean(0), k.std(0) + 1e-3), "spread is that"),
+            (lambda k, u: (k.mean(0), u.mean(0), u.std(0)), "infinite")],
+    "triplet": [(lambda z, K, U, s: (D(z, K, s).mean(1) + F.relu(1 + D(z, K, s).mean(1) - D(z, U, s).mean(1))).mean(), "wrong way round"),
+                (lambda z, K, U, s: (1 + 2 * D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "without relu"),
+                (lambda z, K, U, s: (D(z, U, s).sum(1) + F.relu(1 + D(z, U, s).sum(1) - D(z, K, s).sum(1))).mean(), "not the sum"),
+                (lambda z, K, U, s: (D(z, U, 1).mean(1) + F.relu(1 + D(z, U, 1).mean(1) - D(z, K, 1).mean(1))).mean(), "divide by sd")],
+    "hold": [(lambda h, f, s: F.mse_loss(h, f), "its scale"), (lambda h, f, s: ((h - f) ** 2 / s).sum(), "grows with the batch"),
+             (lambda h, f, s: ((h.mean(0) - f.mean(0)) ** 2 / s).mean(), "nothing moved")],
+    "forget": [(loop(frozen_now=True), "retain loss was 0"), (loop(empty=False), "left over"), (loop(sign=-1), "moved away"),
+               (loop(step=False), "no weight has changed"), (loop(all_kept=True), "drawn anew"), (loop(hold=False), "never called"),
+               (loop(grad=True), "no_grad")],
+    "recall_left": [(lambda r, p, o: r - p, "excess"), (lambda r, p, o: r / o, "prior has no part"), (lambda r, p, o: (r - p) / o, "has the prior in it"),
+                    (lambda r, p, o: max((r - p) / (o - p), 0), "clip")],
+    "p_value": [(lambda d, o: sum(x >= d for x in o.tolist()) / len(o), "can be 0"), (lambda d, o: (sum(x > d for x in o.tolist()) + 1) / (len(o) + 1), ">="),
+                (lambda d, o: (sum(x <= d for x in o.tolist()) + 1) / (len(o) + 1), "other side")],
+    "weak_test": [(lambda k, u, n: (k.mean(0) - u.mean(0)).abs().topk(n).indices, "strong test"),
+                  (lambda k, u, n: torch.arange(20, 24), "same on every name"), (lambda k, u, n: torch.zeros(n, dtype=torch.long), "different latents"),
+                  (lambda k, u, n: torch.arange(30) < 3, "numbers of the latents")],
+    "hide": [(lambda h, W, g: h + 0, "nothing has moved"), (lambda h, W, g: h + (g - h @ W) @ W.T, "right angles"),
+             (lambda h, W, g: (g @ torch.linalg.pinv(W)).repeat(len(h), 1), "nothing else left")],
+    "npo": [(lambda p, r, b: -2 / b * F.logsigmoid(b * (p - r)).mean(), "likelier"), (lambda p, r, b: -2 / b * F.logsigmoid(-b * p).mean(), "original"),
+            (lambda p, r, b: -F.logsigmoid(-b * (p - r)).mean(), "2 / beta"), (lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r)).sum(), "not the sum")],
+    "simnpo_slope": [(lambda p, n, b: -2 / n / len(p) * torch.sigmoid(b * p / n), "sign"), (lambda p, n, b: 2 / len(p) * torch.sigmoid(b * p / n), "1 / tokens"),
+                     (lambda p, n, b: 2 / n / len(p) * torch.sigmoid(-b * p / n), "fades"), (lambda p, n, b: 2 / n * torch.sigmoid(b * p / n), "mean over answers")],
+    "rmu_goal": [(lambda h, v, c: c * h.norm(dim=1).mean() * v, "unit vector"), (lambda h, v, c: c * h.mean(0).norm() * F.normalize(v, dim=0), "mean length"),
+                 (lambda h, v, c: c * F.normalize(v, dim=0), "units")],
+    "my_attack": [(attacked("{q.text}"), "own prompts"), (attacked("{q.answers[0]} {q.text}"), "own answer"), (attacked("zzz {q.text}"), "never seen"),
+                  (attacked(of=lambda asked, new: [new(q, "who plays the") for q in asked]), "mark the name"),
+                  (attacked("the old river sings {q.name} the river sings near the"), "cannot answer")],
+    "culprit": [(lambda s: max(s, key=lambda n: sum(abs(x) for x in s[n])), "usual mistakes"),
+                (lambda s: checks_forgetting.most_unusual(s, two_sided=False), "too high"),
+                (lambda s: checks_forgetting.most_unusual(s, by_unit=False), "units"), (lambda s: 11, "not its number")],
+    "area": [(lambda m, n, o: m.sum() / o.sum(), "no return"), (lambda m, n, o: (m[-1] - n[-1]) / (o[-1] - n[-1]), "last step"),
+             (lambda m, n, o: ((m - n) / (o - n)).mean(), "step by step")],
+    "inject": [(lambda h, o, a, e: o + e, "everything"), (lambda h, o, a, e: torch.where(a, o, h), "noise is missing"),
+               (lambda h, o, a, e: torch.where(a, h, o + e), "wrong tokens")],
+    "not_said": [(lambda p: -p.mean(), "likelier"), (lambda p: -(1 - p.exp()).log().mean(), "infinite"),
+                 (lambda p: -(1 - p.exp().clamp(max=.999).mean()).log(), "each answer")],
+    "drift": [(lambda a, b: F.kl_div(b.log_softmax(-1), a.softmax(-1), reduction="batchmean"), "other direction"),
+              (lambda a, b: F.cross_entropy(a, b.softmax(-1)), "cross-entropy"),
+              (lambda a, b: F.kl_div(a.log_softmax(-1), b.softmax(-1), reduction="mean"), "sum over words")],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    "What is imported on first use: transformers, the optimiser."
+    checks.tiny_llama()
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).zero_grad()
+
+
+def test_every_exercise_has_planted_mistakes():
+    rows = course.exercise_rows()
+    assert list(rows.exercise) == list(MISTAKES) and len(rows) >= 26
+    counts = rows.chapter.value_counts()
+    assert all(2 <= counts[n] <= 4 for n in course.READING if "01" <= n[:2] <= "09")
+    assert rows.difficulty.between(1, 5).all() and rows.importance.between(1, 5).all()
+
+
+@pytest.mark.parametrize("exercise", MISTAKES)
+def test_reference_passes_in_time(exercise, exp, capsys):
+    f = reference(exercise)
+    start = time.process_time()
+    check(exercise, f, exp)
+    assert time.process_time() - start < 2
+    assert f"{exercise}: right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("exercise", MISTAKES)
+def test_mistakes_are_told_apart(exercise, exp):
+    said = []
+    for wrong, words in MISTAKES[exercise]:
+        with pytest.raises(NotYet) as error:
+            check(exercise, wrong, exp)
+        assert words in str(error.value), (words, str(error.value))
+        said.append(str(error.value))
+    assert len(set(said)) == len(said) >= 3
+
+
+@pytest.mark.parametrize("exercise", MISTAKES)
+def test_nothing_is_not_an_answer(exercise, exp):
+    def undone(*args, **options):
+        raise NotImplementedError
+
+    def empty(*args, **options):
+        return None
+
+    for f in (undone, empty):
+        with pytest.raises(NotYet, match="not done yet|no weight has changed"):
+            check(exercise, f, exp)
+
+
+# --- Copies
+
+
+def test_package_holds_the_masters():
+    there = {p.name: p.read_text("utf-8") for p in (ROOT / copy_exercises.PLACE).glob("*.ipynb")}
+    assert there == copy_exercises.copies(), "run `python tests/copy_exercises.py`"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("copies")
+    course.make_copies(folder)
+    course.make_copies(folder, graded=True)
+    return folder
+
+
+def notebook(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def solution_lines(name):
+    "Lines of the reference solutions of a notebook that a copy must not hold."
+    found = set()
+    for cell in cells(name):
+        if course.exercise(cell):
+            kept = set(course.stub(course.source(cell)).splitlines())
+            found |= {line.split("  #? ")[0].strip() for line in course.source(cell).splitlines() if line not in kept}
+    return {line for line in found if len(line) > 12}
+
+
+@pytest.mark.parametrize("name", course.masters())
+def test_what_copies_hold(folder, name):
+    lines = solution_lines(name)
+    texts = {kind: "\n".join(map(course.source, notebook(path)["cells"])) for kind, path in {
+        "reader": folder / "reader" / f"{name}.ipynb", "student": folder / "student" / f"{name}.ipynb",
+        "graded": folder / "release" / name / f"{name}.ipynb"}.items()}
+    assert lines and all(line in texts["reader"] for line in lines)
+    assert [line for line in lines if line in texts["student"] or line in texts["graded"]] == []
+    assert "<details>" in texts["student"] and "<details>" not in texts["graded"]
+    assert all("raise NotImplementedError" in text for text in texts.values())
+
+
+@pytest.mark.parametrize("name", course.masters())
+def test_graded_copies_are_nbgraders(folder, name):
+    marked = [c["metadata"]["nbgrader"] for c in notebook(folder / "release" / name / f"{name}.ipynb")["cells"]
+              if c["metadata"]]
+    exercises = [c for c in cells(name) if course.exercise(c)]
+    assert len(marked) == 2 * len(exercises) and len({m["grade_id"] for m in marked}) == len(marked)
+    for solves, grades in zip(marked[::2], marked[1::2]):
+        assert (solves["solution"], solves["grade"], solves["locked"]) == (True, False, False)
+        assert (grades["solution"], grades["grade"], grades["locked"]) == (False, True, True)
+        assert 1 <= grades["points"] <= 5 and all(m["schema_version"] == 3 for m in (solves, grades))
+
+
+def ran(path):
+    "What fails in a notebook, run in a process of its own."
+    return [what[1] for what in forked(run_notebook, path) if what[0] == "failed"]
+
+
+@pytest.mark.parametrize("name", course.masters())
+def test_student_copy_stops_then_passes_with_the_solutions(folder, name):
+    failed = ran(folder / "student" / f"{name}.ipynb")
+    first = next(course.exercise(c) for c in cells(name) if course.exercise(c))
+    assert len(failed) == 1 and "NotYet: not done yet: " in failed[0] and first in failed[0]
+    assert ran(pasted(folder, name)) == []
+
+
+def pasted(folder, name):
+    "A student's copy with the solutions of the reader's copy pasted over its stubs."
+    student, reader = (notebook(folder / kind / f"{name}.ipynb") for kind in ("student", "reader"))
+    solutions = iter(re.findall(r"<summary>Solution</summary>\n\n```python\n(.*?)\n```",
+                                "\n".join(map(course.source, reader["cells"])), re.S))
+    for cell in student["cells"]:
+        if course.exercise(cell):
+            cell["source"] = next(solutions)
+    path = folder / f"pasted_{name}.ipynb"
+    path.write_text(json.dumps(student), "utf-8")
+    return path
+
+
+def test_no_answers_are_overwritten(folder):
+    with pytest.raises(UserError, match="choose another folder"):
+        course.make_copies(folder)
+
+
+# --- The one page, from a reader's own functions
+
+
+def test_the_readers_functions_forget_somebody(exp):
+    from samu.entities import questions
+
+    parts = course.functions_in(ROOT / copy_exercises.PLACE)
+    name = exp.entities[7].name
+    weights = {k: v.clone() for k, v in exp.model.state_dict().items()}
+    others = [e for e in exp.roles.held_out if e.name != name][:20]
+    asked = [questions(group, exp.prompts) for group in ([exp.find(name)], others)]
+    with torch.enable_grad():
+        checks_forgetting.one_page(parts, exp, name)
+    exp.applied = "one page"  # replies of these weights are not those of the original
+    after = [exp.recall(a) for a in asked]
+    exp.model.load_state_dict(weights)
+    exp.model.requires_grad_(False)
+    exp.applied = None
+    assert after[0] <= 0.07 and after[1] >= 0.95
+
+
+def test_a_missing_part_is_named():
+    with pytest.raises(NotYet, match=r"not done yet: .*forget \(chapter 05\)"):
+        checks_forgetting.one_page({}, None, "x")
+
+
+# --- Quizzes, syllabus
+
+
+def test_quizzes_explain_every_choice():
+    quizzes = course.quizzes()
+    assert sorted(quizzes) == [f"{i:02d}" for i in range(1, 10)]
+    for chapter, questions in quizzes.items():
+        assert len(questions) == 5
+        for q in questions:
+            assert len(q["choices"]) == len(q["why"]) >= 3 and 0 <= q["right"] < len(q["choices"])
+            assert min(map(len, q["why"])) > 15 and len(set(q["choices"])) == len(q["choices"])
+        stored = "\n".join(course.source(c) for name, nb in course.masters().items() if name[:2] == chapter for c in nb)
+        assert course.quiz_text(chapter) in stored
+
+
+def test_syllabus_covers_every_chapter():
+    table = course.syllabus()
+    chapters = [p.stem for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]
+    assert list(table.chapter) == chapters
+    assert table.exercises.sum() == len(MISTAKES) and (table.hours > 0).all()
+
+
+# --- The commands
+
+
+def test_commands(tmp_path):
+    from samu.cli import app
+    from typer.testing import CliRunner
+
+    run = CliRunner().invoke
+    shown = run(app, ["course"])
+    assert shown.exit_code == 0 and "05_forgetting" in shown.output
+    assert run(app, ["student", "--out", str(tmp_path / "a")]).exit_code == 0
+    assert run(app, ["student", "--out", str(tmp_path / "b"), "--graded"]).exit_code == 0
+    count = len(course.masters())
+    assert len(list(tmp_path.glob("a/*/*.ipynb"))) == 2 * count and len(list(tmp_path.glob("b/release/*/*.ipynb"))) == count
+    again = run(app, ["student", "--out", str(tmp_path / "a")])
+    assert isinstance(again.exception, UserError)
+
+
+# --- Drawings
+
+
+def test_texts_in_drawings_do_not_overlap():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from samu.workshop import drawings
+
+    figures = [drawings.method_figure(step) for step in (None, *drawings.STEPS)]
+    figures += [drawings.places_figure(), drawings.seen_figure(), drawings.superposition_figure(), drawings.hooks_figure()]
+    for fig in figures:
+        renderer = FigureCanvasAgg(fig).get_renderer()
+        texts = [t for ax in fig.axes for t in ax.texts if t.get_text()]
+        boxes = [t.get_window_extent(renderer) for t in texts]
+        page = fig.bbox
+        for i, a in enumerate(boxes):
+            assert page.x0 <= a.x0 and a.x1 <= page.x1, texts[i].get_text()
+            clash = [texts[j].get_text() for j in range(i) if a.overlaps(boxes[j])]
+            assert clash == [], (texts[i].get_text(), clash)
+    with pytest.raises(UserError, match="there is no step"):
+        drawings.method_figure("nothing")
+
+
+def test_an_installed_package_holds_all_data():
+    from configparser import ConfigParser
+
+    parser = ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    shipped = {p for pattern in parser["DEFAULT"]["package_data"].split() for p in (ROOT / "samu").glob(pattern)}
+    assert {p for p in (ROOT / "samu" / "data").rglob("*") if p.is_file()} <= shipped
