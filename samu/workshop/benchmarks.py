@@ -8,7 +8,7 @@ __all__ = ['Record', 'PER_AUTHOR', 'NAME', 'SPLITS', 'MEMBERSHIP', 'LEVELS', 'AS
            'membership', 'plain_prompt', 'truth_ratios', 'group_scores', 'tofu_scores', 'Rwku', 'subject_folder',
            'level_probes', 'read_choices', 'read_rwku', 'choose', 'rwku_scores']
 
-# %% ../../nbs/workshop/benchmarks.ipynb #a944b954
+# %% ../../nbs/workshop/benchmarks.ipynb #e7870cdf
 import json
 import re
 import zlib
@@ -22,7 +22,7 @@ import torch
 from .store import UserError
 from .tables import Entity, Question
 from .batching import answer_spans, batches
-from .lm import final_hidden, generate, logits
+from .lm import PLACES_AT_ONCE, final_hidden, generate, logits
 
 # %% ../../nbs/workshop/benchmarks.ipynb #71c3fc6e
 Record = dict[str, Any]
@@ -121,7 +121,7 @@ def most_named(
     return max((n for n, k in found.items() if k >= 0.8 * best), key=lambda n: (len(n.split()), found[n]),
                default="")
 
-# %% ../../nbs/workshop/benchmarks.ipynb #62465953
+# %% ../../nbs/workshop/benchmarks.ipynb #eba2ece3
 @dataclass(frozen=True)
 class Tofu:
     "The benchmark's questions, in the order of its files."
@@ -184,9 +184,9 @@ def read_tofu(
     parts = [perturbed_probes(folder / f"{name}_perturbed.json", name == split)
              for name in (split, "retain", "real_authors", "world_facts")]
     rest = read_records(folder / f"{SPLITS[split]}.json", ["question", "answer"])
-    return Tofu(*parts, [(r["question"], r["answer"]) for r in rest], split)
+    return Tofu(*parts, train_retain=[(r["question"], r["answer"]) for r in rest], split=split)
 
-# %% ../../nbs/workshop/benchmarks.ipynb #aae77104
+# %% ../../nbs/workshop/benchmarks.ipynb #72796739
 @dataclass(frozen=True)
 class Scored:
     "What a model thinks of one answer."
@@ -203,13 +203,13 @@ class Scored:
 
 def read_places(
     hf: Any,
-    batch: Any,       # from `batches`
-    chunk: int = 64,  # places whose logits are there at once
-) -> torch.Tensor:    # [places, 3]: log-probability, 1 if it is the likeliest token, z
+    batch: Any,     # from `batches`
+) -> torch.Tensor:  # [places, 3]: log-probability, 1 if it is the likeliest token, z
     "What the model thinks of each token that counts."
     hidden = final_hidden(hf, batch.ids)[batch.batch_index, batch.position - 1]
     parts = []
-    for h, y in zip(hidden.split(chunk), batch.pick(batch.ids).split(chunk), strict=True):
+    own_ids = batch.pick(batch.ids)
+    for h, y in zip(hidden.split(PLACES_AT_ONCE), own_ids.split(PLACES_AT_ONCE), strict=True):
         log_p = logits(hf, h).float().log_softmax(-1)
         own, p = log_p.gather(-1, y[:, None])[:, 0], log_p.exp()
         mean = (p * log_p).sum(-1)
@@ -239,7 +239,7 @@ def score_answers(
         out.append(Scored(float(-table[:, 0].mean()), inner[:, 0], inner[:, 1] > 0, inner[:, 2], answer))
     return out
 
-# %% ../../nbs/workshop/benchmarks.ipynb #ff789d13
+# %% ../../nbs/workshop/benchmarks.ipynb #b2b3793a
 def truth_ratio(
     true: Any,    # [n], mean loss of each paraphrased answer
     false: Any,   # [n, k], of the false ones
@@ -278,10 +278,10 @@ def harmonic_mean(
     values: Iterable[float],
 ) -> float:  # 0 if one of them is 0
     "Harmonic mean."
-    found = list(values)
+    found: list[float] = list(values)
     return 0.0 if min(found) <= 0 else len(found) / sum(1 / v for v in found)
 
-# %% ../../nbs/workshop/benchmarks.ipynb #3a27b32c
+# %% ../../nbs/workshop/benchmarks.ipynb #204a9e8d
 def rouge_recalls(
     replies: Sequence[str],
     truths: Sequence[str],  # in the same order
@@ -299,7 +299,7 @@ def extraction_strength(
 ) -> float:     # 1 = the model says all of it
     "Share of an answer that the model completes, at least one token's."
     wrong = np.flatnonzero(~np.asarray(said, dtype=bool))
-    first = min(wrong[-1] + 1, len(said) - 1) if len(wrong) else 0
+    first = int(min(wrong[-1] + 1, len(said) - 1)) if len(wrong) else 0
     return float(1 - first / len(said)) if len(said) else 0.0
 
 # %% ../../nbs/workshop/benchmarks.ipynb #2b209ed0
@@ -326,7 +326,7 @@ def membership(
     return {name: float(roc_auc_score(truth, [score(s) for s in [*members, *others]]))
             for name, score in MEMBERSHIP.items()}
 
-# %% ../../nbs/workshop/benchmarks.ipynb #820ee60b
+# %% ../../nbs/workshop/benchmarks.ipynb #6e70f0fb
 def plain_prompt(
     question: str,
 ) -> str:
@@ -374,8 +374,9 @@ def tofu_scores(
     tokens: int = 60,              # of a reply
 ) -> dict[str, float]:
     "The numbers of TOFU's table for a model. Forget quality is there where `gold` is given."
-    groups = {g: group_scores(hf, tokenizer, getattr(tofu, g), prompt, g in ("real_authors", "world_facts"), tokens)
-              for g in ("forget", "retain", "real_authors", "world_facts")}
+    offered = dict(forget=False, retain=False, real_authors=True, world_facts=True)
+    groups = {g: group_scores(hf, tokenizer, getattr(tofu, g), prompt, share, tokens)
+              for g, share in offered.items()}
     kept = [groups[g][k] for g in groups if g != "forget" for k in ("probability", "rouge", "truth")]
     forget = groups["forget"]
     out = dict(model_utility=harmonic_mean(kept), forget_probability=forget["probability"],
@@ -462,7 +463,7 @@ def read_rwku(
     asked = [Probe("", f"Q: {r['question']}\nA:", tuple(r["answers"])) for r in trivia]
     return Rwku(name, probes, read_choices(folder), asked)
 
-# %% ../../nbs/workshop/benchmarks.ipynb #8fdce37e
+# %% ../../nbs/workshop/benchmarks.ipynb #75e727c0
 @torch.no_grad()
 def choose(
     hf: Any, tokenizer: Any,
@@ -494,4 +495,5 @@ def rwku_scores(
     replies = generate(hf, tokenizer, [chat(p.question) for p in rwku.trivia], tokens)
     hits = [any(f" {plain(a)} " in f" {plain(r)} " for a in p.answers)
             for p, r in zip(rwku.trivia, replies, strict=True)]
-    return out | dict(utility_general=choose(hf, tokenizer, rwku.choices), utility_factuality=float(np.mean(hits)))
+    right = choose(hf, tokenizer, rwku.choices)
+    return out | dict(utility_general=right, utility_factuality=float(np.mean(hits)))
