@@ -7,7 +7,7 @@ __all__ = ['load_methods', 'method_named', 'check_config', 'configure', 'copies'
            'interpolate_weights', 'SiteReader', 'Task', 'task_of', 'prepared', 'History', 'Run', 'run_card', 'run_key',
            'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #c10461d8
+# %% ../../nbs/workshop/loop.ipynb #f0be4638
 import difflib, json, random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from .batching import Batch, answer_spans, batches, text_spans
 from .lm import (add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config,
                               merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at,
                               trained_weights)
+from .privacy import forgotten_names, read_card
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
@@ -406,7 +407,7 @@ class Run:
         files = {"samu.json": card.encode()}
         return save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
 
-# %% ../../nbs/workshop/loop.ipynb #b8ae993f
+# %% ../../nbs/workshop/loop.ipynb #18f11a2f
 def run_card(
     run: Run,
 ) -> dict[str, Any]:  # fits into JSON
@@ -414,13 +415,13 @@ def run_card(
     exp = run.exp
     earlier: dict[str, Any] = {}
     if exp.base is not None and exp.folder is not None:
-        earlier = json.loads((exp.folder / "samu.json").read_text(encoding="utf-8"))
+        earlier = read_card(exp.folder)
     dtype = load_config(exp.folder).dtype if exp.folder else exp.dtype
     weights = {k: p.detach().to(dtype) for k, p in exp.model.named_parameters()}
     original = weights | {k: p.to(dtype) for k, p in run.original.items()}
     return experiment_card(exp) | dict(
         samu_version=samu_version(),
-        forgotten=[*earlier.get("forgotten", []), *run.targets],
+        forgotten=[*(forgotten_names(earlier, exp.entities) if earlier else []), *run.targets],
         method=run.method,
         seed=run.seed,
         settings=asdict(run.config) | {"steps_taken": run.steps},

@@ -10,7 +10,7 @@ __all__ = ['PART_MODULES', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 
            'load_folder', 'experiment_card', 'load_original', 'load_saved', 'hub_folder', 'convert_gguf',
            'gemma_folder', 'gemma_settings', 'load_gemma', 'gemma_ready', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #a4a6a1f3
+# %% ../../nbs/workshop/setups.ipynb #416a20ad
 import importlib
 import json
 import random
@@ -32,6 +32,7 @@ from .tables import (Entity, Prompt, Question, check_names, check_prompts, defau
                                   real_entities, real_prompts)
 from .lm import anatomy, generate, load_lm
 from .names import made_names
+from .privacy import read_card
 from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
                                     make_biographies, ordinary_texts, world_texts)
 
@@ -395,7 +396,7 @@ def load_folder(
     exp = at_layer(exp, middle if layer is None else layer)
     return replace(exp, settings=settings_for(exp.n_layers, exp.layer, exp.d_model))
 
-# %% ../../nbs/workshop/setups.ipynb #b6521839
+# %% ../../nbs/workshop/setups.ipynb #b9925dc7
 def experiment_card(
     exp: Experiment,
 ) -> dict[str, Any]:  # fits into JSON
@@ -435,7 +436,7 @@ def load_saved(
     "A saved run. Raises UserError if its card cannot be read or its original is gone."
     file = folder / "samu.json"
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
+        card = read_card(folder)
         source = card["base_setup"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r} is not as samu wrote it ({type(error).__name__}: {error}); "

@@ -124,7 +124,7 @@ def decode(text: str) -> Any:
     columns = {c: pd.Series(v, dtype=parts["types"][c]) for c, v in parts["frame"].items()}
     return pd.DataFrame(columns, index=pd.RangeIndex(parts["rows"]))
 
-# %% ../../nbs/workshop/store.ipynb #19779c5b
+# %% ../../nbs/workshop/store.ipynb #c8d5ef94
 COLUMNS = "kind TEXT, key TEXT, made REAL, value TEXT, PRIMARY KEY (kind, key)"
 
 @functools.cache
@@ -151,6 +151,7 @@ def database() -> Iterator[sqlite3.Connection]:
     "The database of results; every statement is a transaction. Raises UserError if it cannot be used."
     file = cache_folder() / "results.sqlite"
     try:
+        file.touch(mode=0o600)  # replies name people: for the owner only
         with contextlib.closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
             connection.execute(f"CREATE TABLE IF NOT EXISTS kept ({COLUMNS})")
             yield connection
