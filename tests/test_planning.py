@@ -37,7 +37,8 @@ def real_steps(exp, targets, method, **wishes):
         task = planning.empty_task(own, targets, config)
         later.append(planning.cached_later(task, chosen, 4))
         with planning.matmul_dtype(own.model, config.matmul):
-            planning.two_steps(task, chosen, planning.MemoryTracker())
+            with planning.FlopCounterMode(display=False) as counter:
+                planning.two_steps(task, chosen, planning.MemoryTracker(), counter)
 
     return measured(work) + later[0]
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MENDABLE', 'FULL', 'MEMORY', 'Setup', 'Out', 'Seed', 'People', 'Dictionary', 'Device', 'Layer', 'Names', 'Method',
-           'Steps', 'Rank', 'Grade', 'Bare', 'Methods', 'Seeds', 'Workers', 'Results', 'Page', 'Saved', 'Question',
-           'Words', 'Clear', 'Kind', 'Debug', 'Code', 'sentence', 'run_command', 'quiet', 'cell_text', 'shown', 'show',
-           'Clock', 'path', 'load', 'check_methods', 'numbers', 'check_words', 'saved_model', 'writable', 'plain',
+           'Steps', 'Rank', 'Grade', 'Bare', 'Methods', 'Seeds', 'Workers', 'Results', 'Page', 'Dtype', 'Lr', 'Blocks',
+           'KeepNames', 'Config', 'Saved', 'Question', 'Words', 'Clear', 'Kind', 'Debug', 'Code', 'sentence',
+           'run_command', 'quiet', 'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'check_methods', 'numbers',
+           'block_range', 'config_defaults', 'options_used', 'check_words', 'saved_model', 'writable', 'plain',
            'write_report', 'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #07954aad
@@ -169,7 +170,7 @@ Rank = Annotated[Optional[int], typer.Option(
 Grade = Annotated[Optional[str], typer.Option(help="known, between or unknown: only those")]
 Bare = Annotated[bool, typer.Option("--names", help="bare names, one a line")]
 
-# %% ../../nbs/workshop/console.ipynb #2ffe02f8
+# %% ../../nbs/workshop/console.ipynb #de9cf55a
 Methods = Annotated[str, typer.Option(
     help="separated by commas; the setup's, mean_residual, npo and ga if left out")]
 Seeds = Annotated[str, typer.Option(help="of the loop, separated by commas")]
@@ -178,6 +179,12 @@ Results = Annotated[Path, typer.Argument(
     parser=path, metavar="MODEL", help="folder of a saved model, or of results with model/ in it")]
 Page = Annotated[Optional[Path], typer.Option(
     parser=path, metavar="FOLDER", help="for report.json and audit.html; beside the model if left out")]
+Dtype = Annotated[Optional[str], typer.Option(help="of the weights: float32, bfloat16 or float16")]
+Lr = Annotated[Optional[float], typer.Option(help="step size; the setup's if left out")]
+Blocks = Annotated[Optional[str], typer.Option(help="that are trained: site, all, or two numbers as in 3-9")]
+KeepNames = Annotated[bool, typer.Option("--keep-names", help="write names into the folder of the model, too")]
+Config = Annotated[Optional[Path], typer.Option(
+    parser=path, metavar="FILE", help="TOML: the same words as the options, for all commands or in [command]")]
 Saved = Annotated[Path, typer.Option(parser=path, metavar="FOLDER", help="of a saved model")]
 Question = Annotated[str, typer.Argument(
     help="in quotes; for a base model the beginning of a sentence works best")]
@@ -188,7 +195,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], typer.Option(
     parser=path, metavar="FILE", help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #ec575f87
+# %% ../../nbs/workshop/console.ipynb #54381994
 def load(
     setup: str,                 # name, folder or hub id
     people: Path | None = None, # a table, in place of the setup's own
@@ -196,6 +203,7 @@ def load(
     device: str | None = None,
     layer: int | None = None,   # the site
     seed: int | None = None,    # of the setup
+    dtype: str | None = None,   # of the weights
 ) -> "Experiment":
     "Load an experiment. Raises UserError for names that are not there, before loading if possible."
     quiet()
@@ -206,7 +214,7 @@ def load(
         table = known() if people is None and known is not None else tables.read_entities(people)
         for name in names:
             tables.find_entity(table, name, setup)
-    return setups.load(setup, people=people, seed=seed, device=device, layer=layer)
+    return setups.load(setup, people=people, seed=seed, device=device, layer=layer, dtype=dtype)
 
 def check_methods(
     methods: Sequence[str],  # names
@@ -224,6 +232,50 @@ def numbers(
     if not all(part.strip().isdigit() for part in text.split(",")):
         raise UserError(f"--seeds takes whole numbers separated by commas, as in 0,1,2, not {text!r}")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
+
+def block_range(
+    text: str | None,  # as it was typed
+) -> str | tuple[int, int] | None:
+    "Blocks from the command line. Raises UserError for anything but site, all, or two numbers."
+    if text in (None, "site", "all"):
+        return text
+    first, _, last = str(text).partition("-")
+    if not (first.strip().isdigit() and last.strip().isdigit()):
+        raise UserError(f"--blocks is site, all, or two numbers as in 3-9, not {text!r}")
+    return int(first), int(last)
+
+def config_defaults(
+    file: Path,                      # TOML
+    commands: dict[str, list[str]],  # command -> the words that it takes
+) -> dict[str, dict[str, Any]]:      # command -> word -> value
+    "Defaults from a file. Raises UserError for a file that cannot be read, and for words that nothing takes."
+    import tomllib
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}); --config takes a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file.name} is not valid TOML: {error}") from None
+    sections = {k: v for k, v in found.items() if isinstance(v, dict)}
+    common = {k.replace("-", "_"): v for k, v in found.items() if k not in sections}
+    out = {}
+    for command, words in commands.items():
+        own = {k.replace("-", "_"): v for k, v in sections.pop(command, {}).items()}
+        wrong = [k for k in own if k not in words]
+        if wrong:
+            raise UserError(f"{file.name}: {command} takes no {wrong[0]!r}; it takes {', '.join(words)}")
+        out[command] = {k: v for k, v in common.items() if k in words} | own
+    stray = [*sections, *(k for k in common if not any(k in words for words in commands.values()))]
+    if stray:
+        raise UserError(f"{file.name}: no command takes {stray[0]!r}")
+    return out
+
+def options_used() -> dict[str, Any]:
+    "Every option of the command that is running, as it was resolved."
+    import click
+    context = click.get_current_context(silent=True)
+    found = context.params if context else {}
+    return {k: v if isinstance(v, (int, float, list, type(None))) else str(v) for k, v in found.items()}
 
 def check_words(
     tokenizer: Any,

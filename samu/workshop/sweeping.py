@@ -4,9 +4,10 @@
 __all__ = ['Cell', 'HERE', 'SHOWN', 'PREPARED', 'Job', 'jobs_of', 'names_in', 'known_among', 'make_row', 'start_ray', 'Progress',
            'live', 'Sweep', 'sweep']
 
-# %% ../../nbs/workshop/sweeping.ipynb #81350825
+# %% ../../nbs/workshop/sweeping.ipynb #415d4e73
 import csv
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def known_among(
         raise UserError("none of these people can be forgotten; the first: " + next(iter(bad.values()), "-"))
     return good, bad
 
-# %% ../../nbs/workshop/sweeping.ipynb #9ab9b5f8
+# %% ../../nbs/workshop/sweeping.ipynb #baa32cc0
 HERE: dict[str, Any] = {}  # in a worker: what it took from the store
 
 def make_row(
@@ -99,15 +100,21 @@ def start_ray(
         import ray
     except ImportError:
         raise UserError("a sweep needs the package ray; run pip install 'ray>=2.40'") from None
-    quiet = dict(log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"ray could not be started ({' '.join(str(error).split())[:120]}); check --address, or "
-                        "leave it out to use this machine") from None
+    quiet = dict(log_to_driver=False, logging_level="ERROR")
+    where = dict(address=address) if address else dict(num_cpus=workers, include_dashboard=False)
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+    for last in (False, False, True):
+        try:
+            ray.init(**where, **quiet)
+            break
+        except Exception as error:  # ray raises bare ones where a busy machine is slow
+            if type(error) not in (Exception, ConnectionError, RuntimeError, ValueError):
+                raise
+            if last or address:
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(f"ray could not be started ({reason}); check --address, or leave it out to use "
+                                "this machine") from None
+            ray.shutdown()
     return ray
 
 # %% ../../nbs/workshop/sweeping.ipynb #1673f67c
