@@ -136,27 +136,27 @@ def setups() -> None:
     rows = [dict(setup=s.name, needs=s.needs, here=s.ready() if s.ready else "") for s in SETUPS.values()]
     c.show(rows, ["setup", "needs", "here"], "A folder with a model and a table of entities is a setup, too.")
 
-# %% ../nbs/13_command_line.ipynb #3d3b89cc
+# %% ../nbs/13_command_line.ipynb #9c6e0d34
 @app.command()
 def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bare = False,
-             people: c.People = None, device: c.Device = None) -> None:
+             people: c.People = None, only: c.Only = False, device: c.Device = None) -> None:
     "Who is in a setup, of which kind, and how the model was graded."
     if grade not in (None, "known", "unknown", "between"):
         raise UserError(f"--grade is known, between or unknown, not {grade!r}")
-    found = c.load(setup, people, device=device).grades
+    found = c.load(setup, people, device=device, only=only).grades
     found = found[found.grade == grade] if grade else found
     if names:
         print("\n".join(found.name))
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #d9fa0a58
+# %% ../nbs/13_command_line.ipynb #9e0ec7bb
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
     lora_rank: c.Rank = None, seed: c.Seed = 0, out: c.Out = Path("out/unlearn"), sae: c.Dictionary = None,
     people: c.People = None, layer: c.Layer = None, device: c.Device = None, dtype: c.Dtype = None,
-    lr: c.Lr = None, blocks: c.Blocks = None, keep_names: c.KeepNames = False,
+    lr: c.Lr = None, blocks: c.Blocks = None, keep_names: c.KeepNames = False, only: c.Only = False,
 ) -> None:
     "Make a model forget, measure the result, and save the model."
     clock = c.Clock()
@@ -164,15 +164,15 @@ def unlearn(
         out = c.writable(out, setup)
         c.check_methods([method] if method else [])
         trained = c.block_range(blocks)
-        exp = c.load(setup, people, names, device, layer, dtype=dtype)
+        exp = c.load(setup, people, names, device, layer, dtype=dtype, only=only)
         c.writable(out, str(exp.folder))
     targets, method = prepare(exp, names, sae, clock), method or exp.settings.objective
     forget(exp, targets, [method], out, seed, clock, steps=steps, lora_rank=lora_rank, lr=lr, blocks=trained)
 
-# %% ../nbs/13_command_line.ipynb #250cc8b2
+# %% ../nbs/13_command_line.ipynb #83f47ad3
 @app.command()
 def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
-            workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None,
+            workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None, only: c.Only = False,
             device: c.Device = None) -> None:
     "Several methods on the same people, each time from the original model."
     import samu
@@ -181,7 +181,7 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
     with clock.part("loading"):
         out = c.writable(out, setup)
         c.check_methods(chosen)
-        exp = c.load(setup, people, names, device)
+        exp = c.load(setup, people, names, device, only=only)
     chosen = chosen or [exp.settings.objective, "mean_residual", "npo", "ga"]
     targets = [e.name for e in prepare(exp, names, None, clock)]
     with clock.part("comparing"):
@@ -208,7 +208,7 @@ def latents(setup: c.Setup = "biographies", sae: c.Dictionary = None, people: c.
     prepare(exp, [], sae, c.Clock())
     c.show(exp.latents.table().to_dict("records"), list(exp.latents.table().columns))
 
-# %% ../nbs/13_command_line.ipynb #fbff012d
+# %% ../nbs/13_command_line.ipynb #619e8d2a
 @app.command()
 def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Device = None) -> None:
     "What a saved model answers."
@@ -217,10 +217,11 @@ def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Dev
     if not (model / "config.json").is_file():
         raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
     c.quiet()
+    from samu.workshop.chat import chat_text
     from samu.workshop.lm import generate, load_lm
     hf, tokenizer = load_lm(model, device)
     c.check_words(tokenizer, question)
-    reply = generate(hf, tokenizer, [question], words)[0].strip()
+    reply = generate(hf, tokenizer, [chat_text(tokenizer, question)], words)[0].strip()
     print(reply.split(" .")[0].splitlines()[0] if reply else "(nothing)")
 
 # %% ../nbs/13_command_line.ipynb #7b79fe06

@@ -15,7 +15,8 @@ from pathlib import Path
 from notebook_cases import called, code_cells, syntax_tree
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKSHOP = ["registry", "digests", "store", "runtime", "tables", "names", "privacy", "batching", "lm", "invented", "setups"]
+WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "names", "privacy", "batching", "lm"]
+WORKSHOP += ["chat", "invented", "setups"]
 WORKSHOP += ["sae_files", "statistics", "targets", "loop", "clamping", "plots", "experiments", "measuring"]
 WORKSHOP += ["attacking", "auditing", "benchmarks", "console"]
 FRONT_DOOR = {"load", "unlearn", "evaluate", "compare", "audit"}

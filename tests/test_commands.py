@@ -54,7 +54,7 @@ def test_check_refuses_in_true_words(samu, setup, tmp_path):
     code, out, err = samu("check", tiny.people(40)[0], "--setup", setup, "--people", few)
     assert code == 2 and "this cannot be run" in " ".join(out.split())
     assert "no kind has 8 known and 8 unknown names" in err and "add people of one kind" in err
-    assert len(err.strip().splitlines()) == 1
+    assert len(err.strip().split("\n")) == 1
     code, out, err = samu("check", "Nobody Atall", "--setup", setup)
     assert code == 2 and "no entity 'Nobody Atall'" in err
     wrong = tmp_path / "wrong.csv"

@@ -34,14 +34,17 @@ Gold = Annotated[Optional[Path], typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="of a reply", min=1)]
 
-# %% ../../nbs/workshop/commands.ipynb #9d32fd6d
+# %% ../../nbs/workshop/commands.ipynb #4c3ea247
 @tools.command()
 def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, people: c.People = None,
-          layer: c.Layer = None, device: c.Device = None, out: c.Out = Path("out/unlearn")) -> None:
+          only: c.Only = False, layer: c.Layer = None, device: c.Device = None,
+          out: c.Out = Path("out/unlearn")) -> None:
     "What forgetting would need, do and write; nothing is trained."
     c.quiet()
     c.check_methods([method] if method else [])
-    exp = import_module("samu.workshop.setups").load(setup, people=people, device=device, layer=layer)
+    setups = import_module("samu.workshop.setups")
+    table = people if only or people is None else setups.Added(people)
+    exp = setups.load(setup, people=table, device=device, layer=layer)
     found = import_module("samu.workshop.checking").check_run(exp, names, out, method)
     c.show([dict(what=a, found=b) for a, b in found.facts], ["what", "found"])
     if found.refusals:

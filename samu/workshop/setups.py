@@ -6,11 +6,11 @@
 __all__ = ['PART_MODULES', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL', 'GEMMA_LR', 'LoopConfig',
            'Settings', 'Parts', 'Experiment', 'ask', 'unknown', 'few_for', 'sae_texts', 'weights_hash', 'dtype_named',
            'experiment', 'at_layer', 'biographies_settings', 'load_biographies', 'biographies_ready',
-           'biographies_people', 'reference_group', 'retrained', 'read_people', 'settings_for', 'folder_table',
-           'load_folder', 'experiment_card', 'load_original', 'load_saved', 'hub_folder', 'convert_gguf',
-           'gemma_folder', 'gemma_settings', 'load_gemma', 'gemma_ready', 'load']
+           'biographies_people', 'reference_group', 'retrained', 'Added', 'read_people', 'settings_for', 'with_chat',
+           'folder_table', 'load_folder', 'experiment_card', 'load_original', 'load_saved', 'hub_folder',
+           'convert_gguf', 'gemma_folder', 'gemma_settings', 'load_gemma', 'gemma_ready', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #416a20ad
+# %% ../../nbs/workshop/setups.ipynb #973cc6da
 import importlib
 import json
 import random
@@ -29,10 +29,11 @@ from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, f
 from .runtime import matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, check_names, check_prompts, default_prompts,
                                   find_entity, is_right, ordinary_prose, read_entities, read_prompts,
-                                  real_entities, real_prompts)
+                                  real_entities, real_prompts, with_added)
 from .lm import anatomy, generate, load_lm
 from .names import made_names
 from .privacy import read_card
+from .chat import REPLY_TOKENS, chat_prompts, has_template
 from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
                                     make_biographies, ordinary_texts, world_texts)
 
@@ -343,13 +344,22 @@ def retrained(
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
     return replace(exp, model=hf, folder=folder, model_hash=weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #eb1acc4d
+# %% ../../nbs/workshop/setups.ipynb #4851f8fe
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
+@dataclass(frozen=True)
+class Added:
+    "A table that is added to a setup's own, or to the package's, and does not replace it."
+    path: Path
+
 def read_people(
-    people: People,
+    people: People | Added,
+    base: Callable[[], tuple[list[Entity], list[Prompt]]] | None = None,  # to add to; the package's if None
 ) -> tuple[list[Entity], list[Prompt]]:
     "A table with its prompts: prompts.csv beside it, or plain phrasings. Raises UserError for a bad table."
+    if isinstance(people, Added):
+        own = read_people(people.path)
+        return with_added(base() if base else (real_entities(), real_prompts()), own)
     if not isinstance(people, str | Path):
         return list(people), default_prompts(people)
     entities, prompts = read_entities(people), Path(people).parent / "prompts.csv"
@@ -366,6 +376,13 @@ def settings_for(
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
 
+def with_chat(
+    exp: "Experiment",   # of a model that was trained on requests
+) -> "Experiment":
+    "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
+    prompts = chat_prompts(exp.tokenizer, exp.prompts)
+    return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS))
+
 def folder_table(
     folder: Path,
 ) -> Path:
@@ -378,23 +395,27 @@ def folder_table(
 
 def load_folder(
     folder: Path,                    # a Hugging Face folder
-    people: People | None = None,    # the folder's own table if None
+    people: People | Added | None = None,    # the folder's own table if None
     seed: int | None = None,
     device: str | torch.device | None = None,
     layer: int | None = None,        # the site; the middle block if None
     dtype: str | torch.dtype | None = None,
     name: str | None = None,         # the folder if None
+    chat: bool = True,               # use the tokenizer's chat template, if it has one
 ) -> Experiment:
     "An experiment from a local folder. Raises UserError if the model, its table or its family is not usable."
     if not (folder / "config.json").is_file():
         raise UserError(f"{str(folder)!r} is not a Hugging Face model folder: it has no config.json")
     if people is None and (folder / "samu.json").is_file():
         return load_saved(folder, seed, device, layer, dtype)
-    entities, prompts = read_people(folder_table(folder) if people is None else people)
+    own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
+    base = partial(read_people, folder_table(folder)) if own else None
+    entities, prompts = read_people(folder_table(folder) if people is None else people, base)
     exp = experiment(name or str(folder), folder, entities, prompts, Settings(), 0, seed or 0, device, dtype)
     middle = exp.n_layers // 2 if exp.n_layers > 4 else 1
     exp = at_layer(exp, middle if layer is None else layer)
-    return replace(exp, settings=settings_for(exp.n_layers, exp.layer, exp.d_model))
+    exp = replace(exp, settings=settings_for(exp.n_layers, exp.layer, exp.d_model))
+    return with_chat(exp) if chat and has_template(exp.tokenizer) else exp
 
 # %% ../../nbs/workshop/setups.ipynb #b9925dc7
 def experiment_card(
@@ -519,7 +540,7 @@ def gemma_folder() -> Path:
         convert_gguf(gguf, package.EXPECTED_SHA256, folder)
     return folder
 
-# %% ../../nbs/workshop/setups.ipynb #7febfb47
+# %% ../../nbs/workshop/setups.ipynb #8853e688
 GEMMA_LR = dict(mean_residual=3e-4, triplet_random=3e-4, rmu=3e-4, crisp=1e-4, ga=1e-5, npo=3e-5, simnpo=3e-5,
                 refusal=1e-5, two_sided=1e-4)  # the best of three step sizes each
 
@@ -532,7 +553,7 @@ def gemma_settings() -> Settings:
     return Settings(loop=loop, tuned=tuned, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3))
 
 def load_gemma(
-    people: People | None = None,  # a table of your own; the package's if None
+    people: People | Added | None = None,  # a table of your own; the package's if None
     seed: int = 0,                 # of the unknown names and the roles
     device: str | torch.device | None = None,
     layer: int = 9,                # the site, found in chapter 10
@@ -553,19 +574,22 @@ register_setup("gemma-3-270m", load_gemma,
                needs=f"{GEMMA_INSTALL} (240 MB, Gemma Terms of Use), or the model hub",
                ready=gemma_ready, people=real_entities)
 
-# %% ../../nbs/workshop/setups.ipynb #812c7a3e
+# %% ../../nbs/workshop/setups.ipynb #7b09eee7
 def load(
     name: str = "biographies",     # a registered setup, a folder, or a hub id
-    people: People | None = None,  # a table of your own; the setup's if None
+    people: People | Added | None = None,  # a table of your own; the setup's if None
     seed: int | None = None,       # of the world, the unknown names and the roles; the setup's if None
     device: str | torch.device | None = None,  # as in `pick_device`
     layer: int | None = None,      # the site: the residual stream after this block; the setup's if None
     dtype: str | torch.dtype | None = None,    # of the weights; what the hardware is good at if None
+    chat: bool | None = None,      # False: a folder's or hub model's chat template is not used
 ) -> Experiment:
     "Load an experiment. Raises UserError for a name that is none of the three, with those that are nearest."
-    options: dict[str, Any] = dict(people=people, seed=seed, device=device, layer=layer, dtype=dtype)
+    options: dict[str, Any] = dict(people=people, seed=seed, device=device, layer=layer, dtype=dtype,
+                                   chat=chat)
     options = {k: v for k, v in options.items() if v is not None}
     if name in SETUPS:
+        options.pop("chat", None)  # these models have no template
         return SETUPS[name].load(**options)
     if Path(name).expanduser().is_dir():
         return load_folder(Path(name).expanduser(), **options)

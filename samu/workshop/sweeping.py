@@ -73,7 +73,7 @@ def known_among(
         raise UserError("none of these people can be forgotten; the first: " + next(iter(bad.values()), "-"))
     return good, bad
 
-# %% ../../nbs/workshop/sweeping.ipynb #baa32cc0
+# %% ../../nbs/workshop/sweeping.ipynb #419799e3
 HERE: dict[str, Any] = {}  # in a worker: what it took from the store
 
 def make_row(
@@ -103,7 +103,7 @@ def start_ray(
     quiet = dict(log_to_driver=False, logging_level="ERROR")
     where = dict(address=address) if address else dict(num_cpus=workers, include_dashboard=False)
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
-    for last in (False, False, True):
+    for last in (False, False, False, True):  # its agents have 15 seconds, too few on a busy machine
         try:
             ray.init(**where, **quiet)
             break
