@@ -101,8 +101,10 @@ def test_killed_half_way_nothing_is_lost_or_made_twice(tmp_path, exp):
         time.sleep(0.2)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    before = read_rows(table)
-    assert 0 < len(before) < 4, first.stderr.read()[-2000:]
+    before, said = read_rows(table), first.stderr.read()
+    if not before and "ray could not be started" in said:
+        pytest.skip("ray's agents did not start within their 15 seconds: the machine is too busy")
+    assert 0 < len(before) < 4, said[-2000:]
     out, err = start(script, table).communicate(timeout=400)
     after = read_rows(table)
     assert "4 rows {}" in out, err[-2000:]

@@ -4,10 +4,9 @@
 __all__ = ['Cell', 'HERE', 'SHOWN', 'PREPARED', 'Job', 'jobs_of', 'names_in', 'known_among', 'make_row', 'start_ray', 'Progress',
            'live', 'Sweep', 'sweep']
 
-# %% ../../nbs/workshop/sweeping.ipynb #415d4e73
+# %% ../../nbs/workshop/sweeping.ipynb #81350825
 import csv
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +72,7 @@ def known_among(
         raise UserError("none of these people can be forgotten; the first: " + next(iter(bad.values()), "-"))
     return good, bad
 
-# %% ../../nbs/workshop/sweeping.ipynb #419799e3
+# %% ../../nbs/workshop/sweeping.ipynb #4d57c90a
 HERE: dict[str, Any] = {}  # in a worker: what it took from the store
 
 def make_row(
@@ -102,7 +101,6 @@ def start_ray(
         raise UserError("a sweep needs the package ray; run pip install 'ray>=2.40'") from None
     quiet = dict(log_to_driver=False, logging_level="ERROR")
     where = dict(address=address) if address else dict(num_cpus=workers, include_dashboard=False)
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
     for last in (False, False, False, True):  # its agents have 15 seconds, too few on a busy machine
         try:
             ray.init(**where, **quiet)
