@@ -6,9 +6,10 @@
 __all__ = ['app', 'before_each', 'main', 'prepare', 'original_row', 'run_methods', 'forget', 'save', 'demo', 'setups', 'entities',
            'unlearn', 'compare', 'audit', 'latents', 'ask', 'cache', 'course', 'student']
 
-# %% ../nbs/13_command_line.ipynb #1ec71b9a
+# %% ../nbs/13_command_line.ipynb #ae285abf
 import runpy
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from .workshop import console as c  # says what to install if typer is missing
@@ -20,16 +21,22 @@ if TYPE_CHECKING:
     from samu.workshop.setups import Experiment
     from samu.workshop.tables import Entity
 
-# %% ../nbs/13_command_line.ipynb #9675a2a0
+# %% ../nbs/13_command_line.ipynb #5eaceafc
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Make a language model forget a person, and test whether it really did.")
 
+app.add_typer(import_module("samu.workshop.commands").tools)  # check, plan, sweep, benchmark, purge
+
 @app.callback()
-def before_each(code: c.Code = None, debug: c.Debug = False) -> None:
+def before_each(context: typer.Context, code: c.Code = None, debug: c.Debug = False,
+                config: c.Config = None) -> None:
     if code is not None and not code.is_file():
         raise UserError(f"there is no file {str(code)!r}; --code takes a Python file")
     if code is not None:
         runpy.run_path(str(code), run_name="extension")
+    if config is not None:
+        words = {k: [p.name for p in v.params] for k, v in context.command.commands.items()}
+        context.default_map = c.config_defaults(config, words)
 
 def main() -> None:
     "The entry point of the command `samu`."
@@ -91,19 +98,23 @@ def forget(
             for q, b, a in zip(asked, before, after, strict=True)]
     save(runs, [first, *rows], said, out, clock)
 
-# %% ../nbs/13_command_line.ipynb #a68f82b1
+# %% ../nbs/13_command_line.ipynb #92f2a628
 def save(runs: Sequence["Run"], rows: list[dict], said: list[dict], out: Path, clock: c.Clock) -> None:
     "Save the report, the first run's model and the figure, in this order; then print."
     from samu.evaluation import cloud_frame
     from samu.workshop.measuring import holding
+    from samu.workshop.privacy import keep_private, take_names_out
     run, exp = runs[0], runs[0].exp
     with clock.part("saving"):
         c.write_report(out, rows, setup=exp.name, target=list(run.targets), seed=run.seed, layer=exp.layer,
                        device=str(exp.device), dtype=str(exp.dtype), model=exp.model_hash,
-                       table=exp.table_hash, answers=said, seconds=dict(clock))
+                       table=exp.table_hash, answers=said, options=c.options_used(), seconds=dict(clock))
         with holding(run):
             run.save(out / "model")
+        if not c.options_used().get("keep_names"):
+            take_names_out(out / "model")
         c.draw(out, cloud_frame(exp, run.targets[0], runs), run.targets[0], rows)
+        keep_private(out)
     c.show(said, ["question", "truth", "before", "after"], f"{run.target}, before and after {run.method}")
     c.show(rows, ["method", *c.shown(), "seconds"], "What was forgotten, and what was kept")
     print(f"{clock.text()}\nwritten to {out}: report.json, report.csv, figure.png, model/")
@@ -125,41 +136,43 @@ def setups() -> None:
     rows = [dict(setup=s.name, needs=s.needs, here=s.ready() if s.ready else "") for s in SETUPS.values()]
     c.show(rows, ["setup", "needs", "here"], "A folder with a model and a table of entities is a setup, too.")
 
-# %% ../nbs/13_command_line.ipynb #3d3b89cc
+# %% ../nbs/13_command_line.ipynb #9c6e0d34
 @app.command()
 def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bare = False,
-             people: c.People = None, device: c.Device = None) -> None:
+             people: c.People = None, only: c.Only = False, device: c.Device = None) -> None:
     "Who is in a setup, of which kind, and how the model was graded."
     if grade not in (None, "known", "unknown", "between"):
         raise UserError(f"--grade is known, between or unknown, not {grade!r}")
-    found = c.load(setup, people, device=device).grades
+    found = c.load(setup, people, device=device, only=only).grades
     found = found[found.grade == grade] if grade else found
     if names:
         print("\n".join(found.name))
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #ae721e10
+# %% ../nbs/13_command_line.ipynb #9e0ec7bb
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
     lora_rank: c.Rank = None, seed: c.Seed = 0, out: c.Out = Path("out/unlearn"), sae: c.Dictionary = None,
-    people: c.People = None, layer: c.Layer = None, device: c.Device = None,
+    people: c.People = None, layer: c.Layer = None, device: c.Device = None, dtype: c.Dtype = None,
+    lr: c.Lr = None, blocks: c.Blocks = None, keep_names: c.KeepNames = False, only: c.Only = False,
 ) -> None:
     "Make a model forget, measure the result, and save the model."
     clock = c.Clock()
     with clock.part("loading"):
         out = c.writable(out, setup)
         c.check_methods([method] if method else [])
-        exp = c.load(setup, people, names, device, layer)
+        trained = c.block_range(blocks)
+        exp = c.load(setup, people, names, device, layer, dtype=dtype, only=only)
         c.writable(out, str(exp.folder))
     targets, method = prepare(exp, names, sae, clock), method or exp.settings.objective
-    forget(exp, targets, [method], out, seed, clock, steps=steps, lora_rank=lora_rank)
+    forget(exp, targets, [method], out, seed, clock, steps=steps, lora_rank=lora_rank, lr=lr, blocks=trained)
 
-# %% ../nbs/13_command_line.ipynb #250cc8b2
+# %% ../nbs/13_command_line.ipynb #83f47ad3
 @app.command()
 def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
-            workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None,
+            workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None, only: c.Only = False,
             device: c.Device = None) -> None:
     "Several methods on the same people, each time from the original model."
     import samu
@@ -168,7 +181,7 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
     with clock.part("loading"):
         out = c.writable(out, setup)
         c.check_methods(chosen)
-        exp = c.load(setup, people, names, device)
+        exp = c.load(setup, people, names, device, only=only)
     chosen = chosen or [exp.settings.objective, "mean_residual", "npo", "ga"]
     targets = [e.name for e in prepare(exp, names, None, clock)]
     with clock.part("comparing"):
@@ -195,7 +208,7 @@ def latents(setup: c.Setup = "biographies", sae: c.Dictionary = None, people: c.
     prepare(exp, [], sae, c.Clock())
     c.show(exp.latents.table().to_dict("records"), list(exp.latents.table().columns))
 
-# %% ../nbs/13_command_line.ipynb #fbff012d
+# %% ../nbs/13_command_line.ipynb #619e8d2a
 @app.command()
 def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Device = None) -> None:
     "What a saved model answers."
@@ -204,10 +217,11 @@ def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Dev
     if not (model / "config.json").is_file():
         raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
     c.quiet()
+    from samu.workshop.chat import chat_text
     from samu.workshop.lm import generate, load_lm
     hf, tokenizer = load_lm(model, device)
     c.check_words(tokenizer, question)
-    reply = generate(hf, tokenizer, [question], words)[0].strip()
+    reply = generate(hf, tokenizer, [chat_text(tokenizer, question)], words)[0].strip()
     print(reply.split(" .")[0].splitlines()[0] if reply else "(nothing)")
 
 # %% ../nbs/13_command_line.ipynb #7b79fe06

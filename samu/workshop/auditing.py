@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'CANNOT_DRAW', 'check_card', 'card_config', 'saved_run', 'open_folder', 'plain_numbers', 'drawn',
            'lines_figure', 'shown', 'page', 'scope_of', 'dictionary_met', 'left_open', 'facts_of']
 
-# %% ../../nbs/workshop/auditing.ipynb #dcb23da0
+# %% ../../nbs/workshop/auditing.ipynb #f6ecbe8d
 import base64, json, math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -19,6 +19,7 @@ from .leaks import read_by_dictionary
 from .lm import check_output_folder, list_output, load_config
 from .loop import Run
 from .plots import PALETTE, curves, figure, png
+from .privacy import forgotten_names, read_card
 from .setups import Experiment, LoopConfig, load
 from .statistics import wilson
 from .store import (
@@ -28,7 +29,7 @@ from .tables import Question
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/workshop/auditing.ipynb #e2006c58
+# %% ../../nbs/workshop/auditing.ipynb #9fadc2bb
 def check_card(
     folder: Path,
     card: Mapping[str, Any],       # samu.json
@@ -58,7 +59,7 @@ def saved_run(
     if not (folder / "samu.json").is_file():
         raise UserError(f"{str(folder)!r} holds no model saved by samu (no samu.json); give the folder that "
                         "a run was saved to")
-    saved, card = load(str(folder)), json.loads((folder / "samu.json").read_text(encoding="utf-8"))
+    saved, card = load(str(folder)), read_card(folder)
     base, weights = saved.base, {k: p.detach() for k, p in saved.model.named_parameters()}
     if base is None:
         raise UserError(f"{str(folder)!r} does not say which model it was made from; save the run again")
@@ -67,7 +68,7 @@ def saved_run(
     changed = {k: p for k, p in weights.items() if not torch.equal(p, own[k])}
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))
     cost = dict(seconds=math.nan, step_ms=math.nan, peak_mb=math.nan)  # of training: not recorded
-    return Run(base, tuple(card["forgotten"]), card["method"], card_config(card["settings"]), card["seed"],
+    return Run(base, tuple(forgotten_names(card, base.entities)), card["method"], card_config(card["settings"]), card["seed"],
                history, **cost, original={k: own[k].clone() for k in changed}, changed=changed, before=None,
                id=tensors_hash(changed)[:16])
 

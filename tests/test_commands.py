@@ -1,0 +1,118 @@
+"The commands around a run: check, plan, purge, benchmark, and options from a file."
+import json
+import sys
+
+import pytest
+import tiny
+from samu.workshop import console
+from samu.workshop.registry import UserError
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    "A folder with a random model that knows everybody in its table."
+    folder, hf, tok = tiny.save(tmp_path_factory.mktemp("setup") / "m", "llama", layers=6)
+    tiny.own_answers(folder / "entities.csv", hf, tok, tiny.people(40))
+    return folder
+
+
+@pytest.fixture
+def samu(tmp_path, monkeypatch, capfd):
+    "Runs `samu` in this process: (exit code, what it printed, what it complained about)."
+
+    def call(*args):
+        from samu.cli import main
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("SAMU_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(sys, "argv", ["samu", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_check_says_what_would_happen_and_trains_nothing(samu, setup, tmp_path):
+    name = tiny.people(40)[3]
+    code, out, err = samu("check", name, "--setup", setup)
+    assert code == 0, err[-2000:]
+    for words in ("llama, 6 blocks of width 32", "none: it continues texts", "after block 3", "questions right",
+                  "are known", "GB at the peak", "report.json", "this can be run"):
+        assert words in " ".join(out.split()), words
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "cache").glob("saes/*"))
+
+
+def test_check_refuses_in_true_words(samu, setup, tmp_path):
+    lines = (setup / "entities.csv").read_text().splitlines()
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(lines[:10]) + "\n")
+    code, out, err = samu("check", tiny.people(40)[0], "--setup", setup, "--people", few)
+    assert code == 2 and "this cannot be run" in " ".join(out.split())
+    assert "no kind has 8 known and 8 unknown names" in err and "add people of one kind" in err
+    assert len(err.strip().split("\n")) == 1
+    code, out, err = samu("check", "Nobody Atall", "--setup", setup)
+    assert code == 2 and "no entity 'Nobody Atall'" in err
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("\n".join([lines[0], *(line.rsplit(",", 1)[0] + ",zzz" for line in lines[1:4]), *lines[4:]]))
+    code, out, err = samu("check", tiny.people(40)[0], "--setup", setup, "--people", wrong)
+    assert code == 2 and "is not known" in err and "0 of 3 attributes" in err
+
+
+def test_plan_needs_no_weights(samu, setup, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "entities.csv"):
+        (bare / name).write_bytes((setup / name).read_bytes())
+    code, out, err = samu("plan", "--setup", bare, "--gpu-gb", 24, "--methods", "npo,lora")
+    assert code == 0 and "yes" in out and "logits" in out, err[-2000:]
+    code, out, err = samu("plan", "--setup", bare, "--methods", "nothing")
+    assert code == 2 and "no method 'nothing'" in err
+
+
+def test_purge_says_what_it_cannot_reach(samu, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text(json.dumps(dict(target=["Roger Federer"])))
+    code, out, err = samu("purge", "Roger Federer", "out")
+    assert code == 0 and "removed" in out and "Out of reach" in out, err[-2000:]
+    assert not (tmp_path / "out" / "report.json").exists()
+    code, out, err = samu("purge", "Roger Federer", "nowhere")
+    assert code == 2 and "there is no folder 'nowhere'" in err
+
+
+def test_benchmark_files_are_read_before_the_model(samu, tmp_path):
+    code, out, err = samu("benchmark", "tofu", tmp_path, "--model", "nowhere", "--out", tmp_path / "b")
+    assert code == 2 and "no file 'forget10_perturbed.json'" in err
+    code, out, err = samu("benchmark", "other", tmp_path, "--model", "nowhere", "--out", tmp_path / "b")
+    assert code == 2 and "tofu and rwku" in err
+
+
+def test_words_of_a_file(tmp_path):
+    file, commands = tmp_path / "c.toml", {"unlearn": ["steps", "lora_rank", "lr"], "audit": ["out"]}
+    file.write_text('steps = 5\nout = "a"\n[unlearn]\nlora-rank = 4\n')
+    assert console.config_defaults(file, commands) == dict(unlearn=dict(steps=5, lora_rank=4), audit=dict(out="a"))
+    for text, says in [("steps =", "not valid TOML"), ("stepz = 1", "no command takes 'stepz'"),
+                       ("[unlearn]\nout = 1", "unlearn takes no 'out'"), ("[nothing]\na = 1", "takes 'nothing'")]:
+        file.write_text(text)
+        with pytest.raises(UserError, match=says):
+            console.config_defaults(file, commands)
+    with pytest.raises(UserError, match="cannot be read"):
+        console.config_defaults(tmp_path / "none.toml", commands)
+
+
+def test_blocks():
+    assert [console.block_range(t) for t in (None, "site", "all", "3-9")] == [None, "site", "all", (3, 9)]
+    with pytest.raises(UserError, match="two numbers"):
+        console.block_range("3 to 9")
+
+
+def test_a_config_file_is_used(samu, setup, tmp_path):
+    (tmp_path / "c.toml").write_text(f'setup = "{setup}"\n[entities]\ngrade = "wrong"\n')
+    code, out, err = samu("--config", "c.toml", "entities")
+    assert code == 2 and "--grade is known" in err
+    code, out, err = samu("--config", "c.toml", "entities", "--grade", "known", "--names")
+    assert code == 0 and tiny.people(40)[3] in out

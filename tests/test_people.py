@@ -1,0 +1,45 @@
+"Tables as people bring them: separators, encodings, aliases; added to the setup's table or in its place."
+import pytest
+import tiny
+from samu.workshop import setups, tables
+from samu.workshop.store import UserError
+
+HEAD, ROWS = "name,kind,attribute,answers,alias\n", [
+    "Zoë Quist,person,town,Ulm|Neu-Ulm,Zoe Q.|Frau Quist\n", "Bruno Falk,person,town,Bern,\n"]
+
+
+@pytest.mark.parametrize("how", ["semicolons", "tabs", "bom", "utf-16", "utf-16-be", "crlf", "sep line", "capitals"])
+def test_as_excel_writes_them(tmp_path, how):
+    text, file = HEAD + "".join(ROWS), tmp_path / "people.csv"
+    changed = {"semicolons": text.replace(",", ";"), "tabs": text.replace(",", "\t"),
+               "crlf": text.replace("\n", "\r\n"), "sep line": "sep=;\r\n" + text.replace(",", ";"),
+               "capitals": text.replace("name,kind", "Name, Kind ")}.get(how, text)
+    data = {"bom": b"\xef\xbb\xbf" + text.encode(), "utf-16": text.encode("utf-16"),
+            "utf-16-be": b"\xfe\xff" + text.encode("utf-16-be")}.get(how, changed.encode())
+    file.write_bytes(data)
+    zoe, bruno = tables.read_entities(file)
+    assert zoe.facts == {"town": ("Ulm", "Neu-Ulm")} and zoe.aliases == ("Zoe Q.", "Frau Quist")
+    assert type(bruno) is tables.Entity
+    assert tables.find_entity([bruno, zoe], "frau quist", "x") is zoe
+
+
+def test_other_encodings_are_refused_in_a_line(tmp_path):
+    (tmp_path / "people.csv").write_bytes((HEAD + ROWS[0]).encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8") as e:
+        tables.read_entities(tmp_path / "people.csv")
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_added_to_the_folders_table_or_in_its_place(tmp_path):
+    folder, hf, tok = tiny.save(tmp_path / "m", "llama")
+    tiny.own_answers(folder / "entities.csv", hf, tok, tiny.people(20))
+    own = tmp_path / "people.csv"
+    name = tiny.people(20)[0]
+    own.write_text(HEAD + ROWS[0] + f"{name},person,hobby,chess,\n")
+    both, alone = (setups.load(str(folder), people=p) for p in (setups.Added(own), own))
+    assert len(both.entities) == 21 and len(alone.entities) == 2
+    assert both.find(name).facts == {"hobby": ("chess",)}
+    asked = {(p.kind, p.attribute) for p in both.prompts}
+    assert {("person", "hobby"), ("person", "job"), ("person", "town")} <= asked
+    package = setups.read_people(setups.Added(own))
+    assert len(package[0]) > 300 and len(package[1]) > 100

@@ -1,0 +1,90 @@
+"After a purge a search finds nothing that the command did not name; what is given away holds no name."
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from samu.workshop import privacy as p
+from samu.workshop.store import UserError, cache_folder, find_many, keep_many
+from samu.workshop.tables import Entity
+
+MARY = Entity("Zoë Quist", "person", dict(town=("Ulm", "Neu-Ulm"), job=("glassblower",), team=("St",)))
+OTHER = Entity("Bruno Falk", "person", dict(town=("Bern",)))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMU_CACHE", str(tmp_path / "cache"))
+    keep_many("answers", {"a": " Ulm, I think", "b": " Bern", "c": "Zoe Quist was there", "d": "ulmus"})
+    keep_many("grades", {"g": [dict(name="Zoë Quist", right=2)]})
+    run = cache_folder("run")
+    (run / "note.json").write_text(json.dumps({"who": "Zoë Quist"}))
+    (run / "other.json").write_text("{}")
+    (cache_folder("models") / "tokenizer.json").write_text('{"Ulm": 3}')
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def results(tmp_path):
+    out = tmp_path / "out"
+    (out / "model").mkdir(parents=True)
+    card = dict(base_setup="x", forgotten=["Zoë Quist", "Bruno Falk"],
+                entities=[dict(name=e.name, kind=e.kind, facts=e.facts) for e in (MARY, OTHER)])
+    (out / "model" / "samu.json").write_text(json.dumps(card))
+    (out / "report.json").write_text(json.dumps(dict(target=["Zoë Quist"])))
+    (out / "rows.csv").write_text('# how\n"target","seed"\n"Zoë Quist",0\n"Bruno Falk",0\n')
+    (out / "figure.png").write_bytes(b"\x89PNG")
+    (out / "own.txt").write_text("my notes on zoe quist")
+    return out
+
+
+def search(folder, *words):
+    "Files below a folder in whose bytes one of the words stands, plainly or as JSON escapes it."
+    forms = [f.encode() for w in words for f in (w, json.dumps(w)[1:-1])]
+    return {f for f in Path(folder).rglob("*") if f.is_file() and any(w in f.read_bytes() for w in forms)}
+
+
+def test_nothing_is_left_that_is_not_named(cache, results):
+    assert len(search(cache, "Zoë Quist", "Ulm")) >= 3 and len(search(results, "Zoë Quist")) == 3
+    found = p.purge("zoë  quist", [MARY, OTHER], [results])
+    left = {Path(f.place) for f in found if f.done.startswith("left")}
+    for folder in (cache, results):
+        assert search(folder, "Zoë Quist", "Zoe Quist", "zoe quist", "Ulm", "Neu-Ulm", "glassblower") <= left
+    assert left == {cache / "models" / "tokenizer.json", results / "own.txt"}
+    assert find_many("answers", "abcd") == {"b": " Bern", "d": "ulmus"}
+    assert (cache / "run" / "other.json").is_file() and not (results / "figure.png").exists()
+    assert "Bruno Falk" in (results / "rows.csv").read_text() and "# how" in (results / "rows.csv").read_text()
+    card = json.loads((results / "model" / "samu.json").read_text())
+    assert card["forgotten"] == ["Bruno Falk"] and [e["name"] for e in card["entities"]] == ["Bruno Falk"]
+
+
+def test_a_missing_folder_is_refused_before_anything_is_deleted(cache, tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        p.purge("Zoë Quist", [MARY], [tmp_path / "nowhere"])
+    assert len(find_many("answers", "abcd")) == 4
+
+
+def test_other_scripts():
+    table = [Entity("山田太郎", "person", dict(town=("東京",), job=("画家",)))]
+    terms = p.terms_of("山田太郎", table)
+    assert p.holds("答えは山田太郎さんです", terms)
+
+
+def test_only_the_owner_reads_what_names_people(cache, results):
+    assert stat.S_IMODE((cache / "results.sqlite").stat().st_mode) == 0o600
+    p.take_names_out(results / "model")
+    p.keep_private(results)
+    modes = {f.name: stat.S_IMODE(f.stat().st_mode) for f in results.rglob("*") if f.is_file()}
+    assert modes.pop("samu.json") == 0o644 and set(modes.values()) == {0o600}
+
+
+def test_the_shipped_folder_holds_no_name(results):
+    p.take_names_out(results / "model")
+    assert not search(results / "model", "Zoë", "Quist", "Bruno", "Ulm", "glassblower")
+    assert p.read_card(results / "model")["forgotten"] == ["Zoë Quist", "Bruno Falk"]
+    (results / "private.json").rename(results / "elsewhere.json")
+    card = p.read_card(results / "model")
+    assert len(card["cases"]) == 2 and p.forgotten_names(card, [OTHER, MARY]) == ["Zoë Quist", "Bruno Falk"]
+    with pytest.raises(UserError, match="table of people"):
+        p.forgotten_names(card, [replace(MARY, name="Ana")])
