@@ -295,7 +295,7 @@ def lineup_with_original(m: Measurement) -> float:
         return m.absent("lineup_with_original", "there is no original beside it, or there are too few names")
     return auc(found["all"][:1], found["all"][1:])
 
-# %% ../../nbs/workshop/witnesses.ipynb #4d12356a
+# %% ../../nbs/workshop/witnesses.ipynb #558bea8a
 def held_out_auc(known: Tensor, unknown: Tensor, linear: bool) -> float:  # residuals [names, d_model]
     "How well a probe of every second name tells the others."
     fitted = probe_scores(known[::2], unknown[::2], torch.cat([known[1::2], unknown[1::2]]), linear)
@@ -317,11 +317,11 @@ def refitted(m: Measurement) -> pd.DataFrame:  # block, probe, held_out, target;
         rows = []
         for place, block in enumerate(blocks_to_read(m.exp) if read else ()):
             parts = Parts.of(*read)  # type: ignore[misc]
-            own = [p.residuals[:, :, place].mean(1) for p in (parts.known, parts.unknown)]
+            known, unknown = (p.residuals[:, :, place].mean(1) for p in (parts.known, parts.unknown))
             line = parts.line.residuals[:, :, place]  # [21, prompts, d_model]
             for name, linear in (("linear", True), ("kernel", False)):
-                scores = probe_scores(*own, line.flatten(0, 1), linear).view(line.shape[:2])
-                rows.append(dict(block=block, probe=name, held_out=held_out_auc(*own, linear),
+                scores = probe_scores(known, unknown, line.flatten(0, 1), linear).view(line.shape[:2])
+                rows.append(dict(block=block, probe=name, held_out=held_out_auc(known, unknown, linear),
                                  target=auc(scores[0], scores[1:])))
         return pd.DataFrame(rows, columns=["block", "probe", "held_out", "target"])
     return m.once("refitted probes", fit)
