@@ -155,7 +155,7 @@ def page(
     environment.filters["shown"] = shown
     return environment.from_string(text).render(dict(report, people=people))
 
-# %% ../../nbs/workshop/auditing.ipynb #1d95e1f2
+# %% ../../nbs/workshop/auditing.ipynb #752a57f9
 def scope_of(
     name: str,
     asked: Sequence[Question],  # about the person, plainly
@@ -172,7 +172,10 @@ def dictionary_met(
     n = exp.settings.sae.get("texts")
     code = code_digest(read_by_dictionary)
     key = digest(exp.id, n, code) if n and code else None
-    return tuple(kept("met", key, lambda: list(read_by_dictionary(exp, exp.sae_texts(n))))) if n else (0, 0)
+    if not n:
+        return 0, 0
+    met, of = kept("met", key, lambda: list(read_by_dictionary(exp, exp.sae_texts(n))))
+    return met, of
 
 def left_open(
     people: Sequence[dict[str, Any]],  # of the report
