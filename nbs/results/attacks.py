@@ -1,5 +1,5 @@
-"""Chapter 08 on more than one person: every family of questions, every rounding and relearning, for some methods.
-Writes attacks.csv, a row for each person, method and attack, and goes on where it stopped.
+"""Chapter 08 on more than one person: every family of questions, every rounding and relearning, for some
+methods. Writes attacks.csv, a row for each person, method and attack, and goes on where it stopped.
 
     python nbs/results/attacks.py                               invented people
     python nbs/results/attacks.py --places 3,13                 some of them

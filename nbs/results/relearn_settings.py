@@ -1,7 +1,7 @@
-"""The attacker's best in chapter 08: sixteen ways to fine-tune, against two methods, on people of the invented
+"""The attacker's best in chapter 08: twelve ways to fine-tune, against two methods, on people of the invented
 world whom no table reports. Writes relearn_settings.csv, and goes on where it stopped.
 
-    python nbs/results/relearn_settings.py            all of it (a quarter of an hour on one core)
+    python nbs/results/relearn_settings.py            all of it (half an hour on one core)
 """
 
 from dataclasses import asdict, replace
@@ -35,7 +35,7 @@ def main(
     exp = load("biographies")
 
     def row(cell):
-        how = next(replace(h, every=8) for h in GRID if all(getattr(h, k) == cell[k] for k in KEYS))
+        how = next(replace(h, every=15) for h in GRID if all(getattr(h, k) == cell[k] for k in KEYS))
         target = known_entity(exp, cell["target"])
         shown = list(target.facts)[:3]
         taught = unknown_names(measurement(exp, target.name))[0]

@@ -181,14 +181,14 @@ def depth_of(
         return m.absent("depth_score", NOTHING_FITS)
     return float((lost * (lost_here / lost).clip(0, 1))[at].sum() / lost[at].sum())
 
-# %% ../../nbs/workshop/attacking.ipynb #186073a7
+# %% ../../nbs/workshop/attacking.ipynb #a451b042
 def patch_rows(
     m: Measurement,
     asked: Sequence[Question],            # about the target
     alike: Sequence[Sequence[Question]],  # the same about unknown names with as many tokens
-) -> pd.DataFrame:                        # layer, into, out_of, ignorant, full, questions; no rows without `alike`
-    """Recall with other residuals at the name, after each block: into (its residuals in the original), out_of (the
-    original's in it), ignorant (unknown names' in the original), full (its own)."""
+) -> pd.DataFrame:                        # layer, into, out_of, ignorant, full, questions; or no rows
+    """Recall with other residuals at the name, after each block: into (its residuals in the original), out_of
+    (the original's in it), ignorant (unknown names' in the original), full (its own)."""
     def right(stacks: list, exp: Experiment) -> list[float]:
         return [right_share(said, asked) for said in patched_answers(asked, stacks, exp)]
     ignorant = [m.before(partial(right, m.before(partial(all_stacks, a)))) for a in alike]
@@ -236,7 +236,7 @@ def kept_table(
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
     return wraps(make)(partial(kept_rows, make))
 
-# %% ../../nbs/workshop/attacking.ipynb #6cd1e779
+# %% ../../nbs/workshop/attacking.ipynb #c93e3e93
 def kept_draws(
     relearn: Callable[..., pd.DataFrame],  # (experiment, target, shown, how) -> step, unshown, ...
     exp: Experiment,
@@ -252,7 +252,7 @@ def kept_draws(
     key = digest(exp.model_id, target, exp.prompts, vars(how), code) if code else None
     return kept("relearned", key, make)
 
-Curves = Callable[[Experiment, Entity], pd.DataFrame]
+Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
 def zero_line(
     m: Measurement,
@@ -282,7 +282,8 @@ def area_of(
         return m.absent(name, ONE_FACT)
     original = m.before(partial(curves, target=m.split.target))
     if kept_by(original) < 0.9:
-        return m.absent(name, f"the attack breaks the original: it keeps {kept_by(original):.2f} of what is not shown")
+        rest = f"it keeps {kept_by(original):.2f} of what is not shown"
+        return m.absent(name, f"the attack breaks the original: {rest}")
     return relearning_area(both[0], original, both[1])
 
 def unshown_share(
@@ -290,7 +291,7 @@ def unshown_share(
     curves: Curves,
     asked: int,  # questions about all facts
 ) -> float:
-    "The highest share of what was not shown that comes back, and of the zero line; nan, with a note, as above."
+    "The highest share of what is not shown that comes back, and of the zero line; nan, with a note, without."
     both, facts = beside_reference(m, curves), len(m.split.target.facts)
     if both is None:
         return m.absent("unshown_excess", ONE_FACT)

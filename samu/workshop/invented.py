@@ -114,7 +114,7 @@ def biography_prompts() -> list[Prompt]:  # three for losses and three for score
                    "loss" if i < 3 else "score", text)
             for attribute, texts in PHRASINGS.items() for i, text in enumerate(texts)]
 
-# %% ../../nbs/workshop/invented.ipynb #1911af7c
+# %% ../../nbs/workshop/invented.ipynb #66f7ce85
 ANIMALS = ("lion eagle bear wolf fox deer horse bull goat swan owl hawk whale shark seal crab "
            "snake turtle tiger otter").split()
 FLAGS = dict(zip(VALUES["birthplace"].split(), ANIMALS, strict=True))  # birthplace -> animal on its flag
@@ -158,10 +158,11 @@ def describe(
     person: Entity,           # with facts
     people: Sequence[Entity], # among whom the description must fit nobody else
 ) -> str:
-    "A person without the name: the first two facts that nobody else has together; all facts if there are none."
+    "A person without the name: the first two facts that nobody else has together; all facts without such."
     def holds(e: Entity, pair: Sequence[str]) -> bool:
         return all(e.facts[a] == person.facts[a] for a in pair)
-    pairs = [pair for pair in combinations(PIECES, 2) if sum(holds(e, pair) for e in people) == 1]
+    pairs: list[tuple[str, ...]] = [
+        pair for pair in combinations(PIECES, 2) if sum(holds(e, pair) for e in people) == 1]
     chosen = (pairs or [tuple(PIECES)])[0]
     return "somebody " + " and ".join(PIECES[a].format(person.facts[a][0]) for a in chosen)
 

@@ -21,21 +21,21 @@ from .runtime import threads_for
 from .setups import Experiment
 from .tables import Entity, Question, is_right
 
-# %% ../../nbs/workshop/relearning.ipynb #511e2cc2
+# %% ../../nbs/workshop/relearning.ipynb #5c7f1cfd
 SMALL = 5_000_000  # parameters; a larger model is attacked with other settings
 
 @dataclass(frozen=True)
 class Relearning:
     "How an attacker fine-tunes."
     lr: float                # step size of AdamW
-    weights: str = "all"     # of all blocks: "all", "mlp", or "lora" (adapters around all matrices)
-    steps: int = 40
-    every: int = 4           # steps between two looks
+    weights: str = "all"     # of all blocks: "all", or "lora" (adapters around all matrices)
+    steps: int = 60
+    every: int = 6           # steps between two looks
     mixed: int = 48          # retained texts in each step
     mix_weight: float = 1.0  # of their loss, against that of what is shown
     rank: int = 8            # of adapters
 
-SMALL_ATTACK = Relearning(3e-4)                             # the attacker's best; see the end
+SMALL_ATTACK = Relearning(3e-5, mix_weight=4.0)             # the attacker's best; see the end
 LARGE_ATTACK = Relearning(1e-4, "lora", mixed=24)
 
 def attack_for(
@@ -77,7 +77,7 @@ def trained_parts(
     how: Relearning,
 ) -> list[Any]:  # parameters with gradients
     "What the attacker trains. Adapters are put in; `merge_lora` takes them off again."
-    own = trained_weights(exp.model, "all", "mlp" if how.weights == "mlp" else "all", exp.layer)
+    own = trained_weights(exp.model, "all", "all", exp.layer)
     parts = add_lora(exp.model, own, how.rank) if how.weights == "lora" else list(own.values())
     return [p.requires_grad_(True) for p in parts]
 
@@ -161,15 +161,15 @@ def relearning_area(
     room = float((curve(original) - ends).sum())
     return float((curve(model) - ends).sum()) / room if room > 0.1 * len(ends) else float("nan")
 
-# %% ../../nbs/workshop/relearning.ipynb #9c93bb97
+# %% ../../nbs/workshop/relearning.ipynb #cc213eea
 GRID = [Relearning(lr, weights, mix_weight=mix)
-        for weights, rates in (("all", (1e-4, 3e-4, 1e-3)), ("mlp", (3e-4, 1e-3)), ("lora", (1e-3, 3e-3, 1e-2)))
+        for weights, rates in (("all", (2e-5, 3e-5, 1e-4)), ("lora", (1e-4, 3e-4, 1e-3)))
         for lr, mix in product(rates, (1.0, 4.0))]
 
 def strongest(
     tried: pd.DataFrame,  # lr, weights, mix_weight, kept (by the original), area
     at_least: float = 0.9,  # of `kept`, for an attack to count
-) -> pd.DataFrame:        # the settings, means over people, the strongest first; those that do not count left out
+) -> pd.DataFrame:        # settings that count, means over people, the strongest first
     "Which settings an attacker would use."
     means = tried.groupby(["weights", "lr", "mix_weight"], as_index=False)[["kept", "area"]].mean()
     return means[means.kept >= at_least].sort_values("area", ascending=False, ignore_index=True)
