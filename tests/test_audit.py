@@ -151,11 +151,11 @@ def test_report_and_page(exp, run, quick, tmp_path):
     second = audit(tmp_path / "model", tmp_path / "b")
     assert exp.applied is None
     verdicts = [[(c["metric"], c["verdict"]) for c in r["people"][0]["claims"]] for r in (first, second)]
-    assert verdicts[0] == verdicts[1] and dict(verdicts[0])["attack_excess"] == HOLDS
+    assert verdicts[0] == verdicts[1] and dict(verdicts[0])["attack_excess"] == FAILS  # descriptions
     person = json.loads((tmp_path / "b" / "report.json").read_text())["people"][0]
     assert person["target"] == run.target and person["power"] >= 0.8 and person["verdict"]
     [attacked] = [c for c in person["claims"] if c["metric"] == "attack_excess"]
-    assert attacked["n"] == 45 and attacked["low"] <= 0 <= attacked["high"] and attacked["original"] > 0.9
+    assert attacked["n"] == 9 and attacked["low"] > 0.2 and attacked["original"] > 0.9
     assert [c["value"] for c in person["claims"] if c["verdict"] == ABSENT] == [None]
     html = (tmp_path / "b" / "audit.html").read_text(encoding="utf-8")
     assert html.count("<img") == 1 and not any(

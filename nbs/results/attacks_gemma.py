@@ -16,7 +16,7 @@ KINDS = ("athlete", "musician", "leader", "scientist", "author")
 
 
 def known_people(exp, n):
-    "The first n people, kind by kind in turn, with the facts that the model gives to half of the loss prompts."
+    "The first n known people, kind by kind, with the facts that the model gives to half of the prompts."
     from samu.entities import few_prompts, questions
     from samu.workshop.tables import is_right
 
@@ -36,8 +36,8 @@ def known_people(exp, n):
 
 def main(
     people: Annotated[int, typer.Option(help="known people")] = 40,
-    others: Annotated[int, typer.Option(help="of them, for whom two unknown names are asked about")] = 10,
-    most: Annotated[int, typer.Option(help="questions of a family about one person, at most")] = 2,
+    others: Annotated[int, typer.Option(help="of whom two unknown names are asked about")] = 10,
+    most: Annotated[int, typer.Option(help="questions of a family about a person")] = 2,
     file: Annotated[Path, typer.Option(help="CSV that keeps the rows")] = FILE,
 ):
     "Ask the original Gemma about known people in every way."
