@@ -9,7 +9,7 @@ __all__ = ['ONE_FACT', 'NOTHING_FITS', 'COLUMNS', 'ROUNDINGS', 'Curves', 'name_s
            'kept_table', 'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
            'families_that_count', 'register_raw']
 
-# %% ../../nbs/workshop/attacking.ipynb #7cea3c1a
+# %% ../../nbs/workshop/attacking.ipynb #21ccba6c
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +21,7 @@ from .batching import Span, answer_spans, batches, width
 from .lm import answer_edited, answer_logprobs, residuals_at, trained_weights, weights_kept
 from .measuring import Measurement
 from .registry import metric
-from .relearning import Relearning, kept_by, peak, picks, relearning_area
+from .relearning import KEPT_AT_LEAST, Relearning, kept_by, peak, picks, relearning_area
 from .sae_files import sae_digest
 from .setups import Experiment
 from .store import UserError, code_digest, digest, kept
@@ -100,7 +100,7 @@ def same_width(
     wide = [width(exp.tokenizer, q) for q in questions]
     return [e for e in apart if [width(exp.tokenizer, rename(q, e)) for q in questions] == wide]
 
-# %% ../../nbs/workshop/attacking.ipynb #2dc54ebf
+# %% ../../nbs/workshop/attacking.ipynb #9632a75d
 def rounded(
     weight: Tensor,  # [rows, columns]
     bits: int,       # 8 or 4 are usual
@@ -119,12 +119,11 @@ def nf4_values() -> Tensor:  # [16], from -1 to 1
     return torch.cat([-sides[0].flip(0), torch.zeros(1), sides[1]]).div(sides[0][-1]).float()
 
 def nf4(
-    weight: Tensor,   # any shape
-    block: int = 64,  # weights that share a scale
-) -> Tensor:          # same shape and dtype
-    "Round each weight to the nearest of sixteen values, scaled by the largest magnitude of its block."
+    weight: Tensor,  # any shape
+) -> Tensor:         # same shape and dtype
+    "Round each weight to the nearest of sixteen values, scaled by the largest of its block of 64."
     w, codes = weight.detach().float().flatten(), nf4_values().to(weight.device)
-    blocks = torch.nn.functional.pad(w, (0, -len(w) % block)).view(-1, block)
+    blocks = torch.nn.functional.pad(w, (0, -len(w) % 64)).view(-1, 64)
     scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     edges = (codes[1:] + codes[:-1]) / 2
     near = codes[torch.bucketize(blocks / scale, edges)] * scale
@@ -236,7 +235,7 @@ def kept_table(
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
     return wraps(make)(partial(kept_rows, make))
 
-# %% ../../nbs/workshop/attacking.ipynb #c93e3e93
+# %% ../../nbs/workshop/attacking.ipynb #4c70e669
 def kept_draws(
     relearn: Callable[..., pd.DataFrame],  # (experiment, target, shown, how) -> step, unshown, ...
     exp: Experiment,
@@ -281,7 +280,7 @@ def area_of(
     if both is None:
         return m.absent(name, ONE_FACT)
     original = m.before(partial(curves, target=m.split.target))
-    if kept_by(original) < 0.9:
+    if kept_by(original) < KEPT_AT_LEAST:
         rest = f"it keeps {kept_by(original):.2f} of what is not shown"
         return m.absent(name, f"the attack breaks the original: {rest}")
     return relearning_area(both[0], original, both[1])

@@ -114,7 +114,7 @@ def biography_prompts() -> list[Prompt]:  # three for losses and three for score
                    "loss" if i < 3 else "score", text)
             for attribute, texts in PHRASINGS.items() for i, text in enumerate(texts)]
 
-# %% ../../nbs/workshop/invented.ipynb #66f7ce85
+# %% ../../nbs/workshop/invented.ipynb #49cfebb7
 ANIMALS = ("lion eagle bear wolf fox deer horse bull goat swan owl hawk whale shark seal crab "
            "snake turtle tiger otter").split()
 FLAGS = dict(zip(VALUES["birthplace"].split(), ANIMALS, strict=True))  # birthplace -> animal on its flag
@@ -156,9 +156,9 @@ def alias(
 
 def describe(
     person: Entity,           # with facts
-    people: Sequence[Entity], # among whom the description must fit nobody else
+    people: Sequence[Entity], # among whom the description must fit no one else
 ) -> str:
-    "A person without the name: the first two facts that nobody else has together; all facts without such."
+    "A person without the name: the first two facts that no one else has together; all facts without such."
     def holds(e: Entity, pair: Sequence[str]) -> bool:
         return all(e.facts[a] == person.facts[a] for a in pair)
     pairs: list[tuple[str, ...]] = [
@@ -166,7 +166,7 @@ def describe(
     chosen = (pairs or [tuple(PIECES)])[0]
     return "somebody " + " and ".join(PIECES[a].format(person.facts[a][0]) for a in chosen)
 
-# %% ../../nbs/workshop/invented.ipynb #b202c9ba
+# %% ../../nbs/workshop/invented.ipynb #4d9f2812
 @dataclass(frozen=True)
 class World:
     "The invented people, the parts of their names, and the names without facts."
@@ -175,7 +175,7 @@ class World:
     parts: list[list[str]]  # the words for each place in a name
     unknown: list[Entity]   # names without facts that training never uses
     trained_unknown: list[str]  # names without facts that training texts call unknown
-    described: dict[str, str]   # person -> a description that fits nobody else
+    described: dict[str, str]   # person -> a description that fits no one else
     seed: int               # everything above follows from it
 
 def make_biographies(
