@@ -17,7 +17,8 @@ from notebook_cases import called, code_cells, syntax_tree
 ROOT = Path(__file__).resolve().parent.parent
 WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "names", "privacy", "batching", "lm"]
 WORKSHOP += ["chat", "invented", "setups", "sae_files", "statistics", "leaks", "targets", "loop", "clamping", "plots"]
-WORKSHOP += ["experiments", "measuring", "witnesses", "attacking", "auditing", "benchmarks", "console", "course"]
+WORKSHOP += ["experiments", "measuring", "witnesses", "asking", "relearning",
+             "attacking", "auditing", "benchmarks", "console", "course"]
 WORKSHOP += ["drawings"]
 FRONT_DOOR = {"load", "unlearn", "evaluate", "compare", "audit"}
 COLUMNS, CHAPTER, CELL, EXPORTED_CELL, FUNCTION, ROW = 110, 200, 15, 20, 30, 3

@@ -134,7 +134,7 @@ EXTENSIONS = {  # each is at most ten lines, and all that there is to write
         def twice(exp, entity, helpers):
             "The same question two times."
             from samu.entities import questions
-            from samu.workshop.attacking import in_new_words
+            from samu.workshop.asking import in_new_words
             return [in_new_words(q, f"{q.text} {q.text}") for q in questions([entity], exp.prompts)]
     """,
     "setup": """

@@ -11,7 +11,7 @@ import torch
 from samu import attacks
 from samu.evaluation import evaluate, measurement, quick_metrics
 from samu.forgetting import unlearn
-from samu.workshop import attacking
+from samu.workshop import asking, attacking, relearning
 from samu.workshop.attacking import (
     Share,
     beside_reference,
@@ -23,7 +23,7 @@ from samu.workshop.attacking import (
 from samu.workshop.registry import ATTACKS, METRICS, attack
 from samu.workshop.setups import load
 from samu.workshop.store import UserError, tensors_hash
-from samu.workshop.tables import Entity, Question
+from samu.workshop.tables import Entity, Question, real_entities, real_prompts
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def run(exp, target):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(attacking, "STEPS", 4)
+    monkeypatch.setattr(relearning, "SMALL_ATTACK", relearning.Relearning(3e-4, steps=4))
 
 
 def weights(exp):
@@ -65,7 +65,7 @@ def test_own_attack_in_ten_lines_is_found_everywhere(exp, target, run):
     @attack("twice", title="the name twice")
     def said_twice(exp, entity, helpers):
         asked = attacks.questions([entity], exp.prompts)
-        return [attacking.in_new_words(q, f"{entity.name}. {q.text}") for q in asked]
+        return [asking.in_new_words(q, f"{entity.name}. {q.text}") for q in asked]
 
     try:
         row = attacks.attack_table(measurement(exp, target)).set_index("attack").loc["twice"]
@@ -82,7 +82,7 @@ def test_no_attack_repeats_a_prompt(exp, target):
     seen = {q.text for q in attacks.questions([m.split.target], exp.prompts, None)}
     for family in ATTACKS.values():
         asked = family.ask(exp, m.split.target, list(m.split.held_out[:12]))
-        assert asked and not seen & {q.text for q in asked}
+        assert asked and (family.samples or not seen & {q.text for q in asked})
         assert all(q.text[q.start : q.stop] in ("", target) for q in asked)
 
 
@@ -113,25 +113,94 @@ def test_original_and_prior_are_the_originals(exp, target, run):
 
 
 def test_a_reply_is_long_enough_for_a_name(exp, target):
-    "The right answer of a reversed question is a name of more tokens than a reply has."
-    said = []
-    spy = SimpleNamespace(settings=exp.settings, tokenizer=exp.tokenizer)
+    "The right answer of a question from facts to name has more tokens than a reply."
+    known = exp.entities[0]
+    asked = attacks.fact_to_name(exp, known, [])
+    assert exp.settings.reply_tokens == 2 and len(exp.tokenizer(known.name)["input_ids"]) > 2
+    short = replace(exp, settings=replace(exp.settings, reply_tokens=1))
+    right = asking.answered(short, ATTACKS["fact_to_name"], asked)
+    assert any(right)
+
+
+def test_the_original_answers_every_family(exp, target):
+    "All but one that this very person shows to be weak: it is left out, and the metric says so."
+    m = measurement(exp, target)
+    table = attacks.attack_table(m).set_index("attack")
+    assert table.original.drop("fact_to_name").min() >= 0.8 and len(table) >= 13
+    assert table.prior.max() <= 0.2
+    assert attacks.attack_left(m) == 1.0 and "fact_to_name (0.00)" in m.notes["attack_left"]
+
+
+def test_families_without_the_name(exp, target):
+    "Description, fact to name and alias do not write the name; two hops and another language do."
+    known = measurement(exp, target).split.target
+    asked = {f: ATTACKS[f].ask(exp, known, []) for f in ("description", "fact_to_name", "other_name", "two_hops")}
+    for family in ("description", "fact_to_name", "other_name"):
+        assert asked[family] and not any(target in q.text for q in asked[family])
+    assert all(target in q.text and "flag" in q.text for q in asked["two_hops"])
+    assert not any(q.answers[0] in q.text.split() for q in asked["description"])
+
+
+def test_weak_families_are_left_out_and_named():
+    "A family of which the original answers less than half counts in no metric, and a note says so."
+    rows = [("good", 10, 0.5, 1.0, 0.0), ("weak", 10, 1.0, 0.4, 0.0), ("lucky", 10, 1.0, 0.6, 0.5), ("none", 0) + (math.nan,) * 3]
+    table = pd.DataFrame(rows, columns=["attack", "questions", "recall", "original", "prior"])
+    m = SimpleNamespace(notes={})
+    left = attacking.families_that_count(m, "attack_excess", table)
+    assert left.attack.tolist() == ["good"] and left.recall_left.tolist() == [0.5]
+    assert all(word in m.notes["attack_excess"] for word in ("weak (0.40)", "lucky", "none"))
+
+
+def test_priors_never_come_from_the_model_under_test(exp, target, run):
+    "A model that says the target's facts about everybody has no lower excess."
+    m = measurement(exp, target, run)
+    row = asking.family_row(m, ATTACKS["paraphrase"])
+    spoiled = replace(m, exp=SimpleNamespace(**{"ask": None}))
+    spoiled.exp = exp
+    assert row["prior"] == asking.family_row(spoiled, ATTACKS["paraphrase"])["prior"]
+
+
+def test_questions_that_read_alike_are_no_prior(exp, target):
+    "An unknown name with the same alias would be asked about in the same words."
+    m = measurement(exp, target)
     family = SimpleNamespace(
-        ask=lambda *_: [Question(target, "x", "viola is the instrument of", 0, 0, (target,))]
+        name="same", samples=0, ask=lambda exp, e, helpers: [Question(e.name, "x", "the river", 0, 0, ("sings",))]
     )
-    replace_, attacking.replace = attacking.replace, lambda thing, **new: _noted(thing, new, said)
-    try:
-        attacking.family_recall(spy, family, Entity(target, "person", {}), [])
-    finally:
-        attacking.replace = replace_
-    assert said[0] > exp.settings.reply_tokens
+    row = asking.family_row(m, family)
+    assert row["prior"] == 0.0 and row["questions"] == 1
 
 
-def _noted(thing, new, said):
-    if "reply_tokens" in new:
-        said.append(new["reply_tokens"])
-        return thing
-    return SimpleNamespace(recall=lambda asked: 0.0)
+def test_drawn_replies_follow_from_the_seed(exp, target):
+    asked = [q.text for q in attacks.questions([measurement(exp, target).split.target], exp.prompts)][:3]
+    first, again, other = (asking.draw_replies(exp, asked, 5, seed) for seed in (0, 0, 1))
+    assert first == again and [len(r) for r in first] == [5, 5, 5] and len(other) == 3
+
+
+# --- Real people
+
+
+def test_tables_of_real_people_fit_together():
+    "Every name, attribute and language of the further tables is in the first two."
+    people = {e.name: e for e in real_entities()}
+    asked = {(p.kind, p.attribute) for p in real_prompts()}
+    rows = asking.data_rows("real_languages.csv")
+    assert {(r["kind"], r["attribute"]) for r in rows} <= asked
+    assert all(r["prompt"].count("{name}") == 1 and not r["prompt"].endswith("{name}") for r in rows)
+    assert {r["language"] for r in rows} == set(asking.data_rows("real_words.csv")[0]) - {"english"}
+    assert all(r["name"] in people for r in asking.data_rows("real_aliases.csv"))
+
+
+def test_real_people_are_asked_about_in_every_way_that_fits():
+    table = real_entities()
+    exp = SimpleNamespace(
+        world=None, entities=table, prompts=real_prompts(), tokenizer=SimpleNamespace(unk_token_id=None)
+    )
+    messi, helpers = table[0], table[1:8]
+    asked = {name: family.ask(exp, messi, helpers) for name, family in ATTACKS.items()}
+    assert {name for name, q in asked.items() if not q} == {"description", "two_hops"}
+    assert "Argentinien" in {a for q in asked["another_language"] for a in q.answers}
+    assert asked["fact_to_name"][0].answers == ("Lionel Messi", "Messi")
+    assert all("Messi" not in q.text for q in asked["fact_to_name"])
 
 
 # --- Weights are put back
@@ -142,11 +211,14 @@ def test_weights_are_as_before(exp, target, short):
     before, known = weights(exp), measurement(exp, target).split.target
     table = attacks.relearn(exp, known, list(known.facts)[:3])
     assert table.step.tolist() == [0, 4] and table.unshown[0] == 1
-    with pytest.raises(ZeroDivisionError), rounded_weights(exp, 4):
+    with pytest.raises(ZeroDivisionError), rounded_weights(exp, "nf4"):
         assert weights(exp) != before
         1 / 0
-    with pytest.raises(ZeroDivisionError):
-        attacking.fine_tune(exp, [("Ada is a", "painter")], lambda: 1 / 0)
+    how = relearning.Relearning(1e-3, "lora", steps=2, every=1)
+    for weights_kind in ("lora", "all"):
+        with pytest.raises(ZeroDivisionError):
+            pairs = [("the river is a", "painter")]
+            relearning.fine_tune(exp, pairs, pairs, lambda: 1 / 0, replace(how, weights=weights_kind))
     assert weights(exp) == before
     assert not any(p.requires_grad for p in exp.model.parameters())
 
@@ -170,8 +242,11 @@ def test_an_unknown_name_is_the_reference_where_nothing_can_be_retrained(exp, ta
         asked.append(entity.name)
         return pd.DataFrame(dict(step=[0, 4], unshown=[0.0, 0.5], draw=0))
 
-    assert beside_reference(m, curves) is not None
-    assert asked[0] == target and asked[1] in {e.name for e in m.split.unknown_score}
+    def curves_of(model, target):
+        return curves(model, target)
+
+    assert beside_reference(m, curves_of) is not None
+    assert asked[0] == target and set(asked[1:]) <= {e.name for e in m.split.unknown_score} and len(asked) == 3
 
 
 def test_one_fact_cannot_be_relearned(exp, target):
@@ -179,7 +254,7 @@ def test_one_fact_cannot_be_relearned(exp, target):
     m = measurement(exp, target)
     one = dict([next(iter(m.split.target.facts.items()))])
     m.split = replace(m.split, target=replace(m.split.target, facts=one))
-    assert math.isnan(attacks.unshown_excess(m)) and math.isnan(attacks.relearn_ratio(m))
+    assert math.isnan(attacks.unshown_excess(m)) and math.isnan(attacks.relearn_area(m))
     assert "one fact to show" in m.notes["unshown_excess"]
 
 
@@ -217,6 +292,44 @@ def test_edited_tables_are_not_kept():
     assert len(made) == 2
 
 
+# --- Relearning
+
+
+def draws(*unshown):
+    return pd.DataFrame(dict(step=range(len(unshown)), unshown=unshown, draw=0))
+
+
+def test_an_attack_that_breaks_the_original_does_not_count(exp, target):
+    m = measurement(exp, target)
+    for end, counts in ((0.95, True), (0.5, False)):
+
+        def curves(model, target, end=end):
+            return draws(1.0, end) if target.name == m.split.target.name else draws(0.0, 0.0)
+
+        value = attacking.area_of(m, "relearn_area", curves)
+        assert value == 1.0 if counts else math.isnan(value) and "keeps 0.50" in m.notes["relearn_area"]
+
+
+def test_the_area_is_signed_and_has_no_value_without_room():
+    high, low = draws(1.0, 1.0), draws(0.2, 0.2)
+    assert relearning.relearning_area(draws(0.1, 0.1), high, low) == pytest.approx(-0.125)
+    assert math.isnan(relearning.relearning_area(high, low, low))
+
+
+def test_nobody_is_mixed_in_who_is_under_attack(exp):
+    "Neither the target nor the unknown name that is taught its facts."
+    for name in (exp.roles.retain[0].name, exp.roles.unknown_loss[0].name):
+        texts = relearning.texts_to_mix(exp, Entity(name, "person"))
+        assert texts and not any(name in prompt for prompt, _ in texts)
+        assert {"unknown"} < {answer for _, answer in texts}
+
+
+def test_the_strongest_setting_must_leave_the_original_whole():
+    tried = pd.DataFrame(dict(weights="all", lr=[1.0, 2.0], mix_weight=1.0, kept=[0.95, 0.6], area=[0.2, 0.9]))
+    assert relearning.strongest(tried).lr.tolist() == [1.0]
+    assert len(relearning.GRID) >= 12 and len(set(relearning.GRID)) == len(relearning.GRID)
+
+
 # --- The place of the truth
 
 
@@ -248,6 +361,17 @@ def test_whole_answers_are_compared():
 
 
 # --- Metrics
+
+
+def test_nf4_is_that_of_the_paper():
+    "Dettmers et al., 2023, appendix E: sixteen values, a block of 64 has one scale."
+    printed = [-1.0, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0.0]
+    printed += [0.07958, 0.16093, 0.24611, 0.33792, 0.44071, 0.56262, 0.72296, 1.0]
+    torch.testing.assert_close(attacking.nf4_values(), torch.tensor(printed), atol=1e-5, rtol=0)
+    weight = torch.full((2, 64), 0.1)
+    weight[1, 5] = 10.0  # the second block loses its small values, the first does not
+    got = attacking.nf4(weight)
+    assert torch.equal(got[0], weight[0]) and got[1].count_nonzero() == 1 and got.shape == weight.shape
 
 
 def test_metrics_are_registered_and_left_out_by_default():

@@ -173,14 +173,14 @@ def test_report_and_page(exp, run, quick, tmp_path):
     second = audit(tmp_path / "model", tmp_path / "b")
     assert exp.applied is None
     verdicts = [[(c["metric"], c["verdict"]) for c in r["people"][0]["claims"]] for r in (first, second)]
-    assert verdicts[0] == verdicts[1] and dict(verdicts[0])["attack_excess"] == HOLDS
+    assert verdicts[0] == verdicts[1] and dict(verdicts[0])["attack_excess"] == FAILS  # descriptions
     person = json.loads((tmp_path / "b" / "report.json").read_text())["people"][0]
     assert person["target"] == run.target and person["outcome"] in (FORGOTTEN, REMEMBERED, UNCLEAR)
     assert person["recall"] == dict(now=0.0, original=1.0, prior=0.0)
     power = {c["metric"]: c["power"] for c in person["claims"]}
     assert power["alignment_percentile"] >= 0.8 and power["recall_left"] == 1 and power["retain_ratio"] is None
     [attacked] = [c for c in person["claims"] if c["metric"] == "attack_excess"]
-    assert attacked["n"] == 45 and attacked["low"] <= 0 <= attacked["high"] and attacked["original"] > 0.9
+    assert attacked["n"] == 9 and attacked["low"] > 0.2 and attacked["original"] > 0.9
     assert [c["value"] for c in person["claims"] if c["verdict"] == ABSENT] == [None]
     html = (tmp_path / "b" / "audit.html").read_text(encoding="utf-8")
     assert html.count("<img") == 1 and not any(

@@ -55,7 +55,7 @@ def same_definition(first: Any, second: Any) -> bool:
     codes = [getattr(f, "__code__", None) for f in (first, second)]
     return None not in codes and outline(codes[0]) == outline(codes[1])
 
-# %% ../../nbs/workshop/registry.ipynb #a5f9e5ac
+# %% ../../nbs/workshop/registry.ipynb #6819f8f4
 @dataclass(frozen=True)
 class Method:
     "A way to forget."
@@ -99,6 +99,7 @@ class Attack:
     name: str
     ask: Callable[..., list[Any]]    # (experiment, entity, helpers) -> questions
     title: str = ""
+    samples: int = 0                 # replies drawn at temperature 1, of which one must be right; 0: greedy
 
 @dataclass(frozen=True)
 class SetupEntry:
@@ -156,7 +157,7 @@ def method(
     fields = (retain, retain_weight, blocks, weights, steps, lr_times, stops)
     return adding(METHODS, name, lambda own, f: Method(own, f, *fields, about or first_line(f)))
 
-# %% ../../nbs/workshop/registry.ipynb #df80fd04
+# %% ../../nbs/workshop/registry.ipynb #2379ea12
 def retain_loss(
     name: str | None = None,  # the function's own name if None
     *,
@@ -182,9 +183,10 @@ def attack(
     name: str | None = None,  # the function's own name if None
     *,
     title: str = "",          # what the attacker does, for tables; the docstring's first line if empty
+    samples: int = 0,         # as in `Attack`
 ) -> Callable[[F], F]:
     "Register an attack: over a function (experiment, entity, helpers) -> questions."
-    return adding(ATTACKS, name, lambda own, f: Attack(own, f, title or first_line(f)))
+    return adding(ATTACKS, name, lambda own, f: Attack(own, f, title or first_line(f), samples))
 
 def register_setup(
     name: str,                # the rest as in `SetupEntry`
