@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 def results(tmp_path):
     out = tmp_path / "out"
     (out / "model").mkdir(parents=True)
-    card = dict(base_setup="x", forgotten=["Zoë Quist", "Bruno Falk"],
+    card = dict(weights_sha256="ab" * 32, base_setup="x", forgotten=["Zoë Quist", "Bruno Falk"],
                 entities=[dict(name=e.name, kind=e.kind, facts=e.facts) for e in (MARY, OTHER)])
     (out / "model" / "samu.json").write_text(json.dumps(card))
     (out / "report.json").write_text(json.dumps(dict(target=["Zoë Quist"])))

@@ -171,7 +171,7 @@ Rank = Annotated[Optional[int], typer.Option(
 Grade = Annotated[Optional[str], typer.Option(help="known, between or unknown: only those")]
 Bare = Annotated[bool, typer.Option("--names", help="bare names, one a line")]
 
-# %% ../../nbs/workshop/console.ipynb #de9cf55a
+# %% ../../nbs/workshop/console.ipynb #586db517
 Methods = Annotated[str, typer.Option(
     help="separated by commas; the setup's, mean_residual, npo and ga if left out")]
 Seeds = Annotated[str, typer.Option(help="of the loop, separated by commas")]
@@ -183,9 +183,9 @@ Page = Annotated[Optional[Path], typer.Option(
 Dtype = Annotated[Optional[str], typer.Option(help="of the weights: float32, bfloat16 or float16")]
 Lr = Annotated[Optional[float], typer.Option(help="step size; the setup's if left out")]
 Blocks = Annotated[Optional[str], typer.Option(help="that are trained: site, all, or two numbers as in 3-9")]
-KeepNames = Annotated[bool, typer.Option("--keep-names", help="write names into the folder of the model, too")]
+KeepNames = Annotated[bool, typer.Option("--keep-names", help="names in the folder of the model, too")]
 Config = Annotated[Optional[Path], typer.Option(
-    parser=path, metavar="FILE", help="TOML: the same words as the options, for all commands or in [command]")]
+    parser=path, metavar="FILE", help="TOML: the words of the options, for all commands or in [command]")]
 Saved = Annotated[Path, typer.Option(parser=path, metavar="FOLDER", help="of a saved model")]
 Question = Annotated[str, typer.Argument(
     help="in quotes; for a base model the beginning of a sentence works best")]
@@ -196,7 +196,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], typer.Option(
     parser=path, metavar="FILE", help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #a14f9a16
+# %% ../../nbs/workshop/console.ipynb #8fa5a6c1
 def load(
     setup: str,                 # name, folder or hub id
     people: Path | None = None, # a table
@@ -258,7 +258,8 @@ def config_defaults(
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}); --config takes a TOML file") from None
+        why = f"{str(file)!r} cannot be read ({error.strerror}); --config takes a TOML file"
+        raise UserError(why) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file.name} is not valid TOML: {error}") from None
     sections = {k: v for k, v in found.items() if isinstance(v, dict)}
@@ -311,7 +312,7 @@ def writable(
     lm = importlib.import_module("samu.workshop.lm")
     return Path(lm.check_output_folder(out, path(setup) if path(setup).is_dir() else None))
 
-# %% ../../nbs/workshop/console.ipynb #620a3b2f
+# %% ../../nbs/workshop/console.ipynb #307f07fc
 def plain(
     value: Any,
 ) -> Any:
@@ -336,7 +337,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     store.atomic_write(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     store.atomic_write(out / "report.csv", text.getvalue())
-    lm.list_output(out, ["report.json", "report.csv"])
+    lm.list_output(out, ["report.json", "report.csv", "private.json"])
     return report
 
 # %% ../../nbs/workshop/console.ipynb #3d888109

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt', 'Question', 'tidy',
-           'plain', 'is_right', 'read_text', 'csv_rows', 'cell_text', 'json_rows', 'entities_of_rows', 'read_entities',
-           'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names', 'find_entity',
-           'real_entities', 'real_prompts', 'ordinary_prose']
+           'plain', 'is_right', 'read_text', 'csv_rows', 'cell_text', 'json_rows', 'aliased', 'entities_of_rows',
+           'read_entities', 'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names',
+           'find_entity', 'real_entities', 'real_prompts', 'ordinary_prose']
 
 # %% ../../nbs/workshop/tables.ipynb #93dfcdc9
 import codecs
@@ -176,7 +176,15 @@ def json_rows(
             parts = [cell_text(a, place) for a in (answers if isinstance(answers, list) else [answers])]
             yield line, dict(name=name, kind=kind, attribute=attribute, answers="|".join(parts))
 
-# %% ../../nbs/workshop/tables.ipynb #d6f603ff
+# %% ../../nbs/workshop/tables.ipynb #80083211
+def aliased(
+    entity: Entity,
+    aliases: Iterable[str],  # may be empty
+) -> Entity:
+    "The entity with its other names, if it has any."
+    found = tuple(dict.fromkeys(aliases))
+    return AliasedEntity(entity.name, entity.kind, entity.facts, found) if found else entity
+
 def entities_of_rows(
     rows: Iterable[Row],
     source: str,          # the file's name, for messages
@@ -185,7 +193,7 @@ def entities_of_rows(
     kinds: dict[str, str] = {}
     facts: dict[str, dict[str, tuple[str, ...]]] = {}
     spelling: dict[str, str] = {}
-    aliases: dict[str, tuple[str, ...]] = {}
+    aliases: dict[str, list[str]] = {}
     for line, row in rows:
         place = f"{source}, row {line}"
         name, kind, attribute = (tidy(row[c]) for c in COLUMNS[:3])
@@ -203,13 +211,10 @@ def entities_of_rows(
             raise UserError(f"{place}: {attribute!r} of {name!r} is a duplicate; "
                             "put all answers in one row, separated by |")
         facts[name][attribute] = answers
-        others = tuple(tidy(a) for a in row.get("alias", "").split("|") if tidy(a))
-        if others:
-            aliases[name] = tuple(dict.fromkeys([*aliases.get(name, ()), *others]))
+        aliases.setdefault(name, []).extend(tidy(a) for a in row.get("alias", "").split("|") if tidy(a))
     if not kinds:
         raise UserError(f"{source} holds no entities; it needs the columns {', '.join(COLUMNS)}")
-    return [AliasedEntity(n, k, facts[n], aliases[n]) if n in aliases else Entity(n, k, facts[n])
-            for n, k in kinds.items()]
+    return [aliased(Entity(n, k, facts[n]), aliases[n]) for n, k in kinds.items()]
 
 # %% ../../nbs/workshop/tables.ipynb #c2685640
 def read_entities(
