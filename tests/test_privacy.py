@@ -86,5 +86,5 @@ def test_the_shipped_folder_holds_no_name(results):
     (results / "private.json").rename(results / "elsewhere.json")
     card = p.read_card(results / "model")
     assert len(card["cases"]) == 2 and p.forgotten_names(card, [OTHER, MARY]) == ["Zoë Quist", "Bruno Falk"]
-    with pytest.raises(UserError, match="table of people"):
+    with pytest.raises(UserError, match="no name in the table"):
         p.forgotten_names(card, [replace(MARY, name="Ana")])

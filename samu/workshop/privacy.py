@@ -18,7 +18,7 @@ from typing import Any
 from .store import UserError, atomic_write, cache_folder, database
 from .tables import Entity, plain, tidy
 
-# %% ../../nbs/workshop/privacy.ipynb #686cdf32
+# %% ../../nbs/workshop/privacy.ipynb #36d3ac59
 CARD, PRIVATE = "samu.json", "private.json"
 PEOPLE_PARTS = ("forgotten", "entities", "prompts")  # what a card says about people
 
@@ -63,8 +63,8 @@ def forgotten_names(
     by_hash = {name_hash(e.name, card["salt"]): e.name for e in entities}
     missing = [c for c, h in zip(card["cases"], card["name_hashes"], strict=True) if h not in by_hash]
     if missing:
-        raise UserError(f"no name in the table fits {missing[0]}; put private.json beside the model's "
-                        "folder, or give the table of people that it was forgotten with")
+        raise UserError(f"no name in the table fits {missing[0]}; put private.json back beside the model's "
+                        "folder, or the table that it was forgotten with into the folder of the original")
     return [by_hash[h] for h in card["name_hashes"]]
 
 # %% ../../nbs/workshop/privacy.ipynb #de4a0aca
