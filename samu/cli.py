@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from samu.workshop.setups import Experiment
     from samu.workshop.tables import Entity
 
-# %% ../nbs/13_command_line.ipynb #5eaceafc
+# %% ../nbs/13_command_line.ipynb #cd335734
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Make a language model forget a person, and test whether it really did.")
 
 app.add_typer(import_module("samu.workshop.commands").tools)  # check, plan, sweep, benchmark, purge
-
 @app.callback()
 def before_each(context: typer.Context, code: c.Code = None, debug: c.Debug = False,
                 config: c.Config = None) -> None:
@@ -169,11 +168,11 @@ def unlearn(
     targets, method = prepare(exp, names, sae, clock), method or exp.settings.objective
     forget(exp, targets, [method], out, seed, clock, steps=steps, lora_rank=lora_rank, lr=lr, blocks=trained)
 
-# %% ../nbs/13_command_line.ipynb #83f47ad3
+# %% ../nbs/13_command_line.ipynb #9ba3c84d
 @app.command()
 def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
-            workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None, only: c.Only = False,
-            device: c.Device = None) -> None:
+            workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None,
+            only: c.Only = False, device: c.Device = None) -> None:
     "Several methods on the same people, each time from the original model."
     import samu
     clock, loops = c.Clock(), c.numbers(seeds)

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from samu.workshop import console
 from samu.workshop.invented import make_biographies
+from samu.workshop.privacy import read_card
 from samu.workshop.registry import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ["demo", "setups", "entities", "unlearn", "compare", "audit", "latents", "ask", "cache"]
+COMMANDS += ["check", "plan", "sweep", "benchmark", "purge"]
 TARGET, SECOND, OTHER = (make_biographies(0).people[i] for i in (7, 20, 3))  # the demo forgets the first
 ASKED = "Question: From which town does {} come? Answer:"
 DIFFER = {"seconds", "step_ms", "peak_mb"}  # what may change from run to run
@@ -331,7 +333,7 @@ def test_saved_model(demo, folder, exp):
     from samu.workshop.lm import load_lm
 
     model, _ = load_lm(folder / "demo" / "model", "cpu")
-    card, before = read(folder / "demo" / "model" / "samu.json"), dict(exp.model.named_parameters())
+    card, before = read_card(folder / "demo" / "model"), dict(exp.model.named_parameters())
     assert (
         card["forgotten"] == [TARGET.name]
         and card["method"] == "triplet"
@@ -366,13 +368,13 @@ def test_same_seed_same_result_whatever_ran_before(demo, samu, folder):
 
 def test_any_method_can_be_saved(demo, samu, folder):
     good(samu("unlearn", TARGET.name, "--method", "npo", "--steps", 3, "--out", "npo"))
-    card = read(folder / "npo" / "model" / "samu.json")
+    card = read_card(folder / "npo" / "model")
     assert card["method"] == "npo" and card["settings"]["steps"] == 3
 
 
 def test_two_people_at_once(demo, samu, folder):
     good(samu("unlearn", SECOND.name, OTHER.name, "--out", "two"))
-    assert read(folder / "two" / "model" / "samu.json")["forgotten"] == [SECOND.name, OTHER.name]
+    assert read_card(folder / "two" / "model")["forgotten"] == [SECOND.name, OTHER.name]
     assert read(folder / "two" / "report.json")["rows"][1]["target_recall"] <= 0.1
 
 
@@ -382,7 +384,7 @@ def test_a_second_person_from_a_saved_model(demo, samu, folder):
     complaint(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "."), "original model")
     good(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "second"))
     assert contents(folder / "demo") == before
-    card = read(folder / "second" / "model" / "samu.json")
+    card = read_card(folder / "second" / "model")
     assert card["forgotten"] == [TARGET.name, SECOND.name] and card["base_setup"] == "biographies"
     row = read(folder / "second" / "report.json")["rows"][1]
     assert row["target_recall"] <= 0.1 and row["retain_ratio"] >= 0.97

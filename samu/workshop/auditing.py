@@ -6,8 +6,8 @@
 __all__ = ['FILES', 'CANNOT_DRAW', 'check_card', 'card_config', 'saved_run', 'open_folder', 'plain_numbers', 'drawn',
            'lines_figure', 'shown', 'page', 'scope_of', 'dictionary_met', 'left_open', 'facts_of']
 
-# %% ../../nbs/workshop/auditing.ipynb #f6ecbe8d
-import base64, json, math
+# %% ../../nbs/workshop/auditing.ipynb #70492083
+import base64, math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
@@ -29,7 +29,7 @@ from .tables import Question
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/workshop/auditing.ipynb #9fadc2bb
+# %% ../../nbs/workshop/auditing.ipynb #4f73e183
 def check_card(
     folder: Path,
     card: Mapping[str, Any],       # samu.json
@@ -68,7 +68,8 @@ def saved_run(
     changed = {k: p for k, p in weights.items() if not torch.equal(p, own[k])}
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))
     cost = dict(seconds=math.nan, step_ms=math.nan, peak_mb=math.nan)  # of training: not recorded
-    return Run(base, tuple(forgotten_names(card, base.entities)), card["method"], card_config(card["settings"]), card["seed"],
+    names = tuple(forgotten_names(card, base.entities))
+    return Run(base, names, card["method"], card_config(card["settings"]), card["seed"],
                history, **cost, original={k: own[k].clone() for k in changed}, changed=changed, before=None,
                id=tensors_hash(changed)[:16])
 

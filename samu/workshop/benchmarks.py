@@ -5,16 +5,17 @@ __all__ = ['Record', 'PER_AUTHOR', 'NAME', 'SPLITS', 'MEMBERSHIP', 'LEVELS', 'AS
            'read_records', 'data_folder', 'Probe', 'most_named', 'Tofu', 'named_question', 'perturbed_probes',
            'read_tofu', 'Scored', 'read_places', 'score_answers', 'truth_ratio', 'share_of_true', 'near_one',
            'below_one', 'forget_quality', 'harmonic_mean', 'rouge_recalls', 'extraction_strength', 'lowest_fifth',
-           'membership', 'plain_prompt', 'truth_ratios', 'group_scores', 'tofu_scores', 'Rwku', 'subject_folder',
-           'level_probes', 'read_choices', 'read_rwku', 'choose', 'rwku_scores']
+           'membership', 'plain_prompt', 'chat_question', 'truth_ratios', 'group_scores', 'tofu_scores', 'Rwku',
+           'subject_folder', 'level_probes', 'read_choices', 'read_rwku', 'choose', 'rwku_scores']
 
-# %% ../../nbs/workshop/benchmarks.ipynb #e7870cdf
+# %% ../../nbs/workshop/benchmarks.ipynb #e63d0246
 import json
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from .store import UserError
 from .tables import Entity, Question
 from .batching import answer_spans, batches
+from .chat import chat_text, has_template
 from .lm import PLACES_AT_ONCE, final_hidden, generate, logits
 
 # %% ../../nbs/workshop/benchmarks.ipynb #71c3fc6e
@@ -121,7 +123,7 @@ def most_named(
     return max((n for n, k in found.items() if k >= 0.8 * best), key=lambda n: (len(n.split()), found[n]),
                default="")
 
-# %% ../../nbs/workshop/benchmarks.ipynb #eba2ece3
+# %% ../../nbs/workshop/benchmarks.ipynb #34c4806e
 @dataclass(frozen=True)
 class Tofu:
     "The benchmark's questions, in the order of its files."
@@ -181,10 +183,10 @@ def read_tofu(
     if split not in SPLITS:
         raise UserError(f"TOFU has the splits {', '.join(SPLITS)}, not {split!r}")
     folder = data_folder(source)
-    parts = [perturbed_probes(folder / f"{name}_perturbed.json", name == split)
-             for name in (split, "retain", "real_authors", "world_facts")]
+    forget, retain, authors, facts = (perturbed_probes(folder / f"{name}_perturbed.json", name == split)
+                                      for name in (split, "retain", "real_authors", "world_facts"))
     rest = read_records(folder / f"{SPLITS[split]}.json", ["question", "answer"])
-    return Tofu(*parts, train_retain=[(r["question"], r["answer"]) for r in rest], split=split)
+    return Tofu(forget, retain, authors, facts, [(r["question"], r["answer"]) for r in rest], split)
 
 # %% ../../nbs/workshop/benchmarks.ipynb #72796739
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ def harmonic_mean(
     found: list[float] = list(values)
     return 0.0 if min(found) <= 0 else len(found) / sum(1 / v for v in found)
 
-# %% ../../nbs/workshop/benchmarks.ipynb #204a9e8d
+# %% ../../nbs/workshop/benchmarks.ipynb #c99b9dd1
 def rouge_recalls(
     replies: Sequence[str],
     truths: Sequence[str],  # in the same order
@@ -298,8 +300,8 @@ def extraction_strength(
     said: Any,  # [tokens], whether each token of the answer is the likeliest one
 ) -> float:     # 1 = the model says all of it
     "Share of an answer that the model completes, at least one token's."
-    wrong = np.flatnonzero(~np.asarray(said, dtype=bool))
-    first = int(min(wrong[-1] + 1, len(said) - 1)) if len(wrong) else 0
+    wrong = [i for i, right in enumerate(said) if not right]
+    first = min(wrong[-1] + 1, len(said) - 1) if wrong else 0
     return float(1 - first / len(said)) if len(said) else 0.0
 
 # %% ../../nbs/workshop/benchmarks.ipynb #2b209ed0
@@ -326,12 +328,18 @@ def membership(
     return {name: float(roc_auc_score(truth, [score(s) for s in [*members, *others]]))
             for name, score in MEMBERSHIP.items()}
 
-# %% ../../nbs/workshop/benchmarks.ipynb #6e70f0fb
+# %% ../../nbs/workshop/benchmarks.ipynb #1d7d7f4b
 def plain_prompt(
     question: str,
 ) -> str:
     "A question for a model without a chat template."
     return f"Question: {question}\nAnswer:"
+
+def chat_question(
+    tokenizer: Any,
+) -> Callable[[str], str]:
+    "How this model is asked: in its chat template if it has one."
+    return partial(chat_text, tokenizer) if has_template(tokenizer) else plain_prompt
 
 def truth_ratios(
     hf: Any, tokenizer: Any,

@@ -10,7 +10,7 @@ from typing import Any
 from .store import UserError
 from .tables import Prompt
 
-# %% ../../nbs/workshop/chat.ipynb #caca296e
+# %% ../../nbs/workshop/chat.ipynb #1973669d
 REPLY_TOKENS = 40
 
 def has_template(
@@ -36,8 +36,8 @@ def chat_text(
     turn = [{"role": "user", "content": request}]
     text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     if text.count(request) != 1:
-        raise UserError("the chat template does not hold the request as it was written, so no name can be found "
-                        "in it; load the model without its template (chat=False)")
+        raise UserError("the chat template does not hold the request as it was written, so no name can be "
+                        "found in it; load the model without its template (chat=False)")
     if tokenizer.bos_token and adds_bos(tokenizer):
         text = text.removeprefix(tokenizer.bos_token)
     return text

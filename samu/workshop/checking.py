@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['Check', 'about_model', 'about_person', 'about_names', 'memory_free', 'about_cost', 'about_files', 'check_run']
 
-# %% ../../nbs/workshop/checking.ipynb #dd45999a
-import os
+# %% ../../nbs/workshop/checking.ipynb #1b57af47
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Check:
         except UserError as error:
             self.refusals.append(str(error))
 
-# %% ../../nbs/workshop/checking.ipynb #70a92f3a
+# %% ../../nbs/workshop/checking.ipynb #204ed73c
 def about_model(
     exp: Experiment,
     check: Check,
@@ -47,11 +47,12 @@ def about_model(
     count = sum(p.numel() for p in exp.model.parameters())
     template = "yes" if getattr(exp.tokenizer, "chat_template", None) else "none: it continues texts"
     check.say("family", f"{config.model_type}, {parts.n_layers} blocks of width {parts.d_model}")
-    check.say("parameters", f"{count / 1e6:,.1f} million, {str(exp.dtype).removeprefix('torch.')} on {exp.device}")
+    dtype = str(exp.dtype).removeprefix("torch.")
+    check.say("parameters", f"{count / 1e6:,.1f} million, {dtype} on {exp.device}")
     check.say("chat template", template)
     check.say("site", f"the residual stream after block {exp.layer}; --layer chooses another")
 
-# %% ../../nbs/workshop/checking.ipynb #5a9610d3
+# %% ../../nbs/workshop/checking.ipynb #b3942dde
 def about_person(
     exp: Experiment,
     name: str,
@@ -68,8 +69,8 @@ def about_person(
               f"{row.right} of {row.attributes} facts known ({row.knows.replace('|', ', ') or 'none'}); "
               f"{min(MIN_RIGHT, row.attributes)} make a person known")
     split = entities.split_for(exp, entity.name)
-    check.say("neighbours", f"{len(split.retain)} known names may be read by losses, {len(split.held_out)} of the "
-              f"kind {entity.kind!r} and {len(split.others)} of other kinds only measure")
+    check.say("neighbours", f"{len(split.retain)} known names are read by losses, {len(split.held_out)} of "
+              f"the kind {entity.kind!r} and {len(split.others)} of other kinds only measure")
 
 def about_names(
     exp: Experiment,
@@ -78,17 +79,19 @@ def about_names(
     "Whether there are enough known and unknown names. Raises UserError if not."
     least, roles = import_module("samu.latents").MIN_NAMES, exp.roles
     check.say("people", f"{len(exp.known)} of {len(exp.entities)} in the table are known")
-    check.say("unknown names", f"{len(roles.unknown_loss)} for losses, {len(roles.unknown_score)} for measuring")
+    counted = len(roles.unknown_loss), len(roles.unknown_score)
+    check.say("unknown names", f"{counted[0]} for losses, {counted[1]} for measuring")
     kinds = dict.fromkeys(e.kind for e in exp.entities)
     counts = {k: [sum(e.kind == k for e in g) for g in (roles.retain, roles.unknown_loss)] for k in kinds}
     enough = [k for k, found in counts.items() if min(found) >= least]
     check.say("kinds with enough of both", ", ".join(enough) or "none")
     if not enough:
         short = "; ".join(f"{k}: {a} known, {b} unknown" for k, (a, b) in counts.items())
-        raise UserError(f"no kind has {least} known and {least} unknown names that losses may read ({short}); add "
-                        f"people of one kind to the table: about {round(least / 0.6) + 1} whom the model knows")
+        wanted = round(least / 0.6) + 1
+        raise UserError(f"no kind has {least} known and {least} unknown names that losses read ({short}); "
+                        f"add people of one kind to the table: about {wanted} whom the model knows")
 
-# %% ../../nbs/workshop/checking.ipynb #a52a010a
+# %% ../../nbs/workshop/checking.ipynb #1349d8f5
 def memory_free(
     device: torch.device,
 ) -> int:  # bytes; 0 where it cannot be told
@@ -109,13 +112,13 @@ def about_cost(
     found = plan(exp, names, method, gpu=exp.device.type == "cuda")
     free, more = memory_free(exp.device), found.peak - found.weights
     seconds = seconds_for(found, exp.device, exp.dtype)
-    check.say("memory", f"{gigabytes(found.peak)} GB at the peak, weights {gigabytes(found.weights)} of them; "
-              f"{gigabytes(free)} GB are free beside the model")
-    check.say("time", f"about {seconds:.0f} s for {found.steps} steps of {method!r}, and a dictionary if none is "
-              "kept yet")
+    check.say("memory", f"{gigabytes(found.peak)} GB at the peak, weights {gigabytes(found.weights)} of "
+              f"them; {gigabytes(free)} GB are free beside the model")
+    check.say("time", f"about {seconds:.0f} s for {found.steps} steps of {method!r}, and a dictionary if "
+              "none is kept yet")
     if free and more > free:
-        raise UserError(f"{method!r} needs {gigabytes(more)} GB beside the model, and {gigabytes(free)} GB are "
-                        "free; train adapters with --lora-rank 8, or take a machine with more memory")
+        raise UserError(f"{method!r} needs {gigabytes(more)} GB beside the model, and {gigabytes(free)} GB "
+                        "are free; train adapters with --lora-rank 8, or take a machine with more memory")
 
 def about_files(
     exp: Experiment,
@@ -127,7 +130,8 @@ def about_files(
     size = sum(p.numel() for p in exp.model.parameters()) * exp.dtype.itemsize
     check.say("results", f"{folder}: report.json, report.csv, figure.png, private.json (names), and model/ "
               f"({gigabytes(size)} GB, without names)")
-    check.say("kept for later", f"{cache_folder()}: answers, dictionary, runs; samu purge NAME takes a person out")
+    check.say("kept for later", f"{cache_folder()}: answers, dictionary, runs; samu purge takes a person "
+              "out")
     there = next(p for p in (folder, *folder.parents) if p.exists())
     if shutil.disk_usage(there).free < 2 * size:
         raise UserError(f"{str(there)!r} has less than {gigabytes(2 * size)} GB free; choose another --out")
@@ -143,7 +147,7 @@ def check_run(
     about_model(exp, check)
     check.attempt(lambda: about_names(exp, check))
     for name in names:
-        check.attempt(lambda name=name: about_person(exp, name, check))
+        check.attempt(partial(about_person, exp, name, check))
     known = [e.name for e in exp.entities if plain(e.name) in set(map(plain, names))]
     if known:
         check.attempt(lambda: about_cost(exp, known, method or exp.settings.objective, check))

@@ -14,11 +14,12 @@ from . import console as c
 from .registry import SETUPS, UserError
 import typer
 
-# %% ../../nbs/workshop/commands.ipynb #d8754d81
+# %% ../../nbs/workshop/commands.ipynb #26c1085c
 tools = typer.Typer()
 Gigabytes = Annotated[Optional[float], typer.Option(
     "--gpu-gb", help="memory of the GPU to plan for; the CPU of this machine if left out")]
-Planned = Annotated[str, typer.Option("--methods", help="separated by commas; lora is the default with adapters")]
+Planned = Annotated[str, typer.Option(
+    "--methods", help="separated by commas; lora is the default with adapters")]
 Listed = Annotated[Path, typer.Argument(
     parser=c.path, metavar="PEOPLE", help="a table of people, or a CSV file with the one column name")]
 Address = Annotated[Optional[str], typer.Option(help="of a ray cluster; this machine if left out")]
@@ -34,7 +35,7 @@ Gold = Annotated[Optional[Path], typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="of a reply", min=1)]
 
-# %% ../../nbs/workshop/commands.ipynb #4c3ea247
+# %% ../../nbs/workshop/commands.ipynb #be020a90
 @tools.command()
 def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, people: c.People = None,
           only: c.Only = False, layer: c.Layer = None, device: c.Device = None,
@@ -51,8 +52,8 @@ def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = Non
         raise UserError(" | ".join(found.refusals))
 
 @tools.command()
-def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.People = None, layer: c.Layer = None,
-         methods: Planned = "") -> None:
+def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.People = None,
+         layer: c.Layer = None, methods: Planned = "") -> None:
     "How much memory a run needs, from shapes alone: no weights are read."
     c.quiet()
     planning = import_module("samu.workshop.planning")
@@ -65,7 +66,7 @@ def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.Peo
     rows = planning.plan_rows(exp, exp.entities[0].name, chosen, gpu_gb, dtype)
     c.show(rows, list(rows[0]), f"gigabytes, {exp.name}")
 
-# %% ../../nbs/workshop/commands.ipynb #93309d3f
+# %% ../../nbs/workshop/commands.ipynb #39fcdffe
 @tools.command()
 def sweep(people: Listed, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
           workers: c.Workers = 2, address: Address = None, retries: Retries = 1, layer: c.Layer = None,
@@ -79,7 +80,7 @@ def sweep(people: Listed, setup: c.Setup = "biographies", methods: c.Methods = "
     exp = import_module("samu.workshop.setups").load(setup, people=people if facts else None, layer=layer)
     targets, unknown = sweeping.known_among(exp, names)
     done = sweeping.sweep(exp, targets, chosen or [exp.settings.objective], loops, out / "rows.csv", workers,
-                          address, retries, " ".join(["samu", *sys.argv[1:]]))
+                          address, retries, " ".join(["samu", *sys.argv[1:]]), metrics=None)
     import_module("samu.workshop.privacy").keep_private(out)
     c.show(done.lines(), ["method", "done", "failed", *sweeping.SHOWN], f"written to {out / 'rows.csv'}")
     for name, why in {**unknown, **done.failed}.items():
@@ -87,9 +88,10 @@ def sweep(people: Listed, setup: c.Setup = "biographies", methods: c.Methods = "
     if done.failed:
         raise UserError(f"{len(done.failed)} cells failed; run the same command again to try only these")
 
-# %% ../../nbs/workshop/commands.ipynb #7e7db489
+# %% ../../nbs/workshop/commands.ipynb #e770cbe6
 def benchmark_scores(
-    model: Path, kind: str, data: str, split: str, subject: str, gold: Path | None, tokens: int, device: str | None,
+    model: Path, kind: str, data: str, split: str, subject: str, gold: Path | None, tokens: int,
+    device: str | None,
 ) -> dict[str, float]:
     "The numbers of a benchmark. Files are read and checked before a model is loaded."
     b, lm = import_module("samu.workshop.benchmarks"), import_module("samu.workshop.lm")
@@ -98,12 +100,15 @@ def benchmark_scores(
     read = b.read_tofu(data, split) if kind == "tofu" else b.read_rwku(data, subject)
     ratios = None
     if kind == "tofu" and gold is not None:
-        ratios = b.truth_ratios(*lm.load_lm(gold, device), read.forget, b.plain_prompt)
+        trained_without = lm.load_lm(gold, device)
+        ratios = b.truth_ratios(*trained_without, read.forget, b.chat_question(trained_without[1]))
     hf, tokenizer = lm.load_lm(model, device)
     if kind == "rwku":
-        found: dict[str, float] = b.rwku_scores(hf, tokenizer, read, tokens=tokens)
+        chat = import_module("functools").partial(import_module("samu.workshop.chat").chat_text, tokenizer)
+        found: dict[str, float] = b.rwku_scores(hf, tokenizer, read, chat, tokens)
         return found
-    scores: dict[str, float] = b.tofu_scores(hf, tokenizer, read, ratios, tokens=tokens)
+    ask = b.chat_question(tokenizer)
+    scores: dict[str, float] = b.tofu_scores(hf, tokenizer, read, ratios, prompt=ask, tokens=tokens)
     return scores
 
 @tools.command()

@@ -129,7 +129,7 @@ def path(text: str) -> Path:
     "A path with ~ expanded."
     return Path(text).expanduser()
 
-# %% ../../nbs/workshop/console.ipynb #a40829c2
+# %% ../../nbs/workshop/console.ipynb #f0b182f5
 folder, file = (partial(typer.Option, parser=path, metavar=kind) for kind in ("FOLDER", "FILE"))
 
 Setup = Annotated[str, typer.Option(help="name of a setup, a folder with a model, or a hub id")]
@@ -162,9 +162,9 @@ Page = Annotated[Optional[Path], folder(
 Dtype = Annotated[Optional[str], typer.Option(help="of the weights: float32, bfloat16 or float16")]
 Lr = Annotated[Optional[float], typer.Option(help="step size; the setup's if left out")]
 Blocks = Annotated[Optional[str], typer.Option(help="that are trained: site, all, or two numbers as in 3-9")]
-KeepNames = Annotated[bool, typer.Option("--keep-names", help="write names into the folder of the model, too")]
+KeepNames = Annotated[bool, typer.Option("--keep-names", help="names in the folder of the model, too")]
 Config = Annotated[Optional[Path], file(
-    help="TOML: the same words as the options, for all commands or in [command]")]
+    help="TOML: the words of the options, for all commands or in [command]")]
 Saved = Annotated[Path, folder(help="of a saved model")]
 Question = Annotated[str, typer.Argument(
     help="in quotes; for a base model the beginning of a sentence works best")]
@@ -175,7 +175,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], file(
     help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #0a89329d
+# %% ../../nbs/workshop/console.ipynb #2417fdf7
 def load(
     setup: str, people: Path | None = None, names: Sequence[str] = (), device: str | None = None,
     layer: int | None = None, seed: int | None = None, dtype: str | None = None, only: bool = False,
@@ -226,7 +226,8 @@ def config_defaults(
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}); --config takes a TOML file") from None
+        why = f"{str(file)!r} cannot be read ({error.strerror}); --config takes a TOML file"
+        raise UserError(why) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file.name} is not valid TOML: {error}") from None
     sections = {k: v for k, v in found.items() if isinstance(v, dict)}
@@ -271,7 +272,7 @@ def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     from samu.workshop.lm import check_output_folder
     return check_output_folder(out, path(setup) if path(setup).is_dir() else None)
 
-# %% ../../nbs/workshop/console.ipynb #60e69e16
+# %% ../../nbs/workshop/console.ipynb #0843e1b5
 def plain(value: Any) -> Any:
     "A value as JSON knows it; None for NaN."
     value = value.item() if hasattr(value, "item") else value
@@ -290,7 +291,7 @@ def write_report(out: Path, rows: list[dict[str, Any]], **about: Any) -> dict[st
     out.mkdir(parents=True, exist_ok=True)
     store.atomic_write(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     store.atomic_write(out / "report.csv", text.getvalue())
-    lm.list_output(out, ["report.json", "report.csv"])
+    lm.list_output(out, ["report.json", "report.csv", "private.json"])
     return report
 
 def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any]]) -> None:

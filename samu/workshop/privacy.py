@@ -5,12 +5,11 @@ __all__ = ['CARD', 'PRIVATE', 'PEOPLE_PARTS', 'MODELS', 'PICTURES', 'OUT_OF_REAC
            'read_card', 'forgotten_names', 'keep_private', 'Found', 'terms_of', 'holds', 'texts_in', 'file_text',
            'purge_store', 'purge_cache_files', 'drop_rows', 'purge_card', 'purge_folder', 'purge']
 
-# %% ../../nbs/workshop/privacy.ipynb #f9fdb66e
+# %% ../../nbs/workshop/privacy.ipynb #425309f8
 import csv
 import hashlib
 import io
 import json
-import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 from .store import UserError, atomic_write, cache_folder, database
 from .tables import Entity, plain, tidy
 
-# %% ../../nbs/workshop/privacy.ipynb #55e59ac8
+# %% ../../nbs/workshop/privacy.ipynb #36d3ac59
 CARD, PRIVATE = "samu.json", "private.json"
 PEOPLE_PARTS = ("forgotten", "entities", "prompts")  # what a card says about people
 
@@ -34,7 +33,8 @@ def take_names_out(
     model: Path,  # the folder of a saved model; its card is replaced
 ) -> None:
     "Leave case numbers and salted hashes in a model's folder; names and table go to private.json beside it."
-    card, salt = json.loads((model / CARD).read_text(encoding="utf-8")), secrets.token_hex(8)
+    card = json.loads((model / CARD).read_text(encoding="utf-8"))
+    salt = card["weights_sha256"][:16]  # another one for each model, and the same for the same
     parts = {k: card.pop(k) for k in PEOPLE_PARTS if k in card}
     hashes = [name_hash(n, salt) for n in parts["forgotten"]]
     card |= dict(cases=[f"case-{h[:8]}" for h in hashes], name_hashes=hashes, salt=salt)
@@ -63,18 +63,17 @@ def forgotten_names(
     by_hash = {name_hash(e.name, card["salt"]): e.name for e in entities}
     missing = [c for c, h in zip(card["cases"], card["name_hashes"], strict=True) if h not in by_hash]
     if missing:
-        raise UserError(f"no name in the table fits {missing[0]}; put private.json beside the model's folder, "
-                        "or give the table of people that it was forgotten with")
+        raise UserError(f"no name in the table fits {missing[0]}; put private.json back beside the model's "
+                        "folder, or the table that it was forgotten with into the folder of the original")
     return [by_hash[h] for h in card["name_hashes"]]
 
-# %% ../../nbs/workshop/privacy.ipynb #24fb8053
+# %% ../../nbs/workshop/privacy.ipynb #de4a0aca
 def keep_private(
-    folder: Path,                # of results
-    leave: Sequence[str] = ("model",),  # folders in it that are meant to be read by others
+    folder: Path,  # of results
 ) -> None:
-    "Let only their owner read the files of a folder."
+    "Let only their owner read the files of a folder, but for those of model/, which is to be given away."
     for file in folder.rglob("*"):
-        if file.is_file() and file.relative_to(folder).parts[0] not in leave:
+        if file.is_file() and file.relative_to(folder).parts[0] != "model":
             file.chmod(stat.S_IRUSR | stat.S_IWUSR)
 
 # %% ../../nbs/workshop/privacy.ipynb #0f65c4c9

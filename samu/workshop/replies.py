@@ -10,8 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 
-# %% ../../nbs/workshop/replies.ipynb #664f59c1
-LETTERS = str.maketrans(dict(zip("łøđıßæœþð", ["l", "o", "d", "i", "ss", "ae", "oe", "th", "d"], strict=True)))
+# %% ../../nbs/workshop/replies.ipynb #bd3c6803
+LETTERS = str.maketrans(dict(ł="l", ø="o", đ="d", ı="i", ß="ss", æ="ae", œ="oe", þ="th", ð="d"))
 UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 MARKS = dict.fromkeys(map(ord, "ـ\u200b\u200c\u200d\u2060\ufeff\u200e\u200f"))  # tatweel, widths, directions
 
@@ -82,12 +82,14 @@ def says_answer(
             return True
     return False
 
-# %% ../../nbs/workshop/replies.ipynb #b1f85fef
+# %% ../../nbs/workshop/replies.ipynb #92c8070a
 UNSURE = re.compile("|".join([
-    r"\bi (?:do not|don t|dont) (?:know|have)", r"\bi m not (?:sure|aware|familiar)", r"\bi am not (?:sure|aware|familiar)",
-    r"\bno (?:information|record|knowledge)", r"\bi (?:cannot|can t|am unable to|m unable to) (?:find|answer|tell|provide)",
+    r"\bi (?:do not|don t|dont) (?:know|have)", r"\bi (?:am|m) not (?:sure|aware|familiar)",
+    r"\bno (?:information|record|knowledge)",
+    r"\bi (?:cannot|can t|am unable to|m unable to) (?:find|answer|tell|provide)",
     r"\bnot (?:publicly )?known\b", r"\bich weiss (?:es )?nicht", r"\bkeine (?:informationen|angaben)",
-    r"\bje ne sais pas", r"\bno lo se\b", r"не знаю", r"нет информации", r"わかりません|分かりません|知りません|不明です",
+    r"\bje ne sais pas", r"\bno lo se\b", r"не знаю", r"нет информации",
+    r"わかりません|分かりません|知りません|不明です",
     r"不知道|不清楚", r"모르|알 수 없", r"لا اعرف|لا اعلم|ليس لدي"]))
 
 def admits_ignorance(

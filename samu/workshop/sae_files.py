@@ -65,7 +65,7 @@ def _read_sae_lens(folder: Path, device: str) -> Any:
     from sae_lens import SAE
     return SAE.load_from_disk(folder, device=device)
 
-# %% ../../nbs/workshop/sae_files.ipynb #b7bd30df
+# %% ../../nbs/workshop/sae_files.ipynb #e8ec3f87
 SHAPES = dict(W_enc=("d_in", "d_sae"), W_dec=("d_sae", "d_in"), b_enc=("d_sae",), b_dec=("d_in",),
               threshold=("d_sae",))
 
@@ -81,8 +81,8 @@ def check_arrays(
     for name, axes in SHAPES.items():
         wanted, shape = tuple(sizes.get(a) for a in axes), tuple(arrays[name].shape)
         if shape != wanted:
-            raise UserError(f"{source}: {name!r} has shape {shape}, {wanted} would fit the other arrays; copy it "
-                            "again")
+            raise UserError(f"{source}: {name!r} has shape {shape}, {wanted} would fit the other arrays; "
+                            "copy it again")
         if not torch.isfinite(arrays[name].float()).all():
             raise UserError(f"{source}: {name!r} holds a value that is no number; copy it again")
 
@@ -109,7 +109,7 @@ def gemma_scope_2(folder: Path) -> JumpReLU:
     check_arrays(weights, f"params.safetensors in {str(folder)!r}")
     return JumpReLU(weights, f"blocks.{place[1]}.hook_resid_post", apply_b_dec_to_input=False)
 
-# %% ../../nbs/workshop/sae_files.ipynb #3c4bfe76
+# %% ../../nbs/workshop/sae_files.ipynb #2a10c9f0
 def gemma_scope_1(
     folder: Path,  # with params.npz, inside a folder such as layer_9
 ) -> JumpReLU:
@@ -120,8 +120,8 @@ def gemma_scope_1(
     layers = [m[1] for p in parts if (m := re.fullmatch(r"layer_(\d+)", p))]
     other = [p for p in parts if re.search(r"-(att|mlp|transcoders?)$", p)]
     if not layers or other:
-        raise UserError(f"{str(folder)!r} does not say which block's residual stream it reads; keep the path of "
-                        "gemma-scope-2b-pt-res/layer_9/width_16k/average_l0_73, and use a -res one")
+        raise UserError(f"{str(folder)!r} does not say which block's residual stream it reads; keep the path "
+                        "of gemma-scope-2b-pt-res/layer_9/width_16k/average_l0_73, and use a -res one")
     try:
         with np.load(folder / "params.npz", allow_pickle=False) as data:
             arrays = {k: torch.tensor(data[k]) for k in data}
@@ -144,23 +144,24 @@ def llama_scope_config(
         raise UserError(f"hyperparams.json in {str(folder)!r} lacks a value, or has a wrong one "
                         f"({type(e).__name__}: {e}); copy it again") from None
     if not re.fullmatch(r"blocks\.\d+\.hook_resid_post", str(hook)) or config.get("act_fn") != "jumprelu":
-        raise UserError(f"the SAE in {str(folder)!r} reads {hook!r} with {config.get('act_fn')!r}; use a JumpReLU "
-                        "one of the residual stream (LXR)")
+        raise UserError(f"the SAE in {str(folder)!r} reads {hook!r} with {config.get('act_fn')!r}; use a "
+                        "JumpReLU one of the residual stream (LXR)")
     return hook, scale, threshold
 
 def llama_scope(
     folder: Path,  # with hyperparams.json and checkpoints/final.safetensors
 ) -> JumpReLU:
-    "Read an SAE of Llama Scope. Raises UserError for a damaged one, or one of anything but the residual stream."
+    "Read an SAE of Llama Scope. Raises UserError for a damaged one, or one of another place."
     from safetensors.torch import load_file
     hook, scale, threshold = llama_scope_config(folder)
     file = folder / "checkpoints" / "final.safetensors"
     if not file.is_file():
         raise UserError(f"there is no checkpoints/final.safetensors in {str(folder)!r}; copy it again")
     arrays, place = load_file(file), f"final.safetensors in {str(folder)!r}"
-    names = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "encoder.bias": "b_enc", "decoder.bias": "b_dec"}
+    names = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "encoder.bias": "b_enc",
+             "decoder.bias": "b_dec"}
     weights = {own: arrays[n].float() for n, own in names.items() if n in arrays}
-    weights |= {n: weights[n].T.contiguous() for n in ("W_enc", "W_dec") if n in weights and weights[n].ndim == 2}
+    weights = {n: w.T.contiguous() if w.ndim == 2 else w for n, w in weights.items()}
     if "W_enc" in weights:
         weights["threshold"] = torch.full((weights["W_enc"].shape[-1],), threshold * scale)
     check_arrays(weights, place)
@@ -169,7 +170,7 @@ def llama_scope(
     weights["b_dec"] /= scale
     return JumpReLU(weights, hook, apply_b_dec_to_input=False)
 
-# %% ../../nbs/workshop/sae_files.ipynb #5d9bc1ef
+# %% ../../nbs/workshop/sae_files.ipynb #ee492f99
 def site_name(exp: Experiment) -> str:
     "The site in TransformerLens' words."
     return f"blocks.{exp.layer}.hook_resid_post"
@@ -189,8 +190,8 @@ def read_sae(folder: Path, device: str) -> Any:
     except (OSError, json.JSONDecodeError, SafetensorError) as e:
         reason = f"{type(e).__name__}: {e}"
         raise UserError(f"the SAE in {str(folder)!r} cannot be read ({reason}); copy it again") from e
-    raise UserError(f"{str(folder)!r} has neither cfg.json (SAELens) nor {', '.join(SCOPES)} (Gemma Scope 2 and 1, "
-                    "Llama Scope); give the folder of an SAE")
+    raise UserError(f"{str(folder)!r} has neither cfg.json (SAELens) nor {', '.join(SCOPES)} (Gemma Scope 2 "
+                    "and 1, Llama Scope); give the folder of an SAE")
 
 
 def load_sae(path: str | Path, exp: Experiment) -> Any:  # frozen, on the experiment's device

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Cell', 'HERE', 'SHOWN', 'PREPARED', 'Job', 'jobs_of', 'names_in', 'known_among', 'make_row', 'start_ray', 'Progress',
-           'live', 'Sweep', 'sweep']
+           'live', 'Sweep', 'alone', 'sweep']
 
 # %% ../../nbs/workshop/sweeping.ipynb #81350825
 import csv
@@ -72,7 +72,7 @@ def known_among(
         raise UserError("none of these people can be forgotten; the first: " + next(iter(bad.values()), "-"))
     return good, bad
 
-# %% ../../nbs/workshop/sweeping.ipynb #4d57c90a
+# %% ../../nbs/workshop/sweeping.ipynb #38c0e13a
 HERE: dict[str, Any] = {}  # in a worker: what it took from the store
 
 def make_row(
@@ -94,7 +94,7 @@ def start_ray(
     workers: int,
     address: str | None,  # of a cluster; None: this machine
 ) -> Any:
-    "Ray, started. Raises UserError without the package, or for an address where nobody answers."
+    "Ray, started. Raises UserError without the package, or for an address where no cluster answers."
     try:
         import ray
     except ImportError:
@@ -110,12 +110,12 @@ def start_ray(
                 raise
             if last or address:
                 reason = " ".join(str(error).split())[:120]
-                raise UserError(f"ray could not be started ({reason}); check --address, or leave it out to use "
-                                "this machine") from None
+                raise UserError(f"ray could not be started ({reason}); check --address, or leave it out to "
+                                "use this machine") from None
             ray.shutdown()
     return ray
 
-# %% ../../nbs/workshop/sweeping.ipynb #1673f67c
+# %% ../../nbs/workshop/sweeping.ipynb #51eb2572
 SHOWN = ("target_recall", "retain_ratio")
 
 @dataclass
@@ -131,7 +131,8 @@ class Progress:
         out = []
         for method in dict.fromkeys(j.cell["method"] for j in self.jobs):
             mine = [r for r in self.rows if r["method"] == method]
-            means = {m: sum(r[m] for r in mine) / len(mine) for m in SHOWN if mine and all(m in r for r in mine)}
+            there = [m for m in SHOWN if mine and all(m in r for r in mine)]
+            means = {m: sum(r[m] for r in mine) / len(mine) for m in there}
             total = sum(j.cell["method"] == method for j in self.jobs)
             failed = sum(f" {method} " in f" {cell} " for cell in self.failed)
             running = sum(j.cell["method"] == method for j in self.running)
@@ -161,7 +162,7 @@ def live(progress: Progress) -> Iterator[Callable[[], None]]:
     with Live(progress.table(), console=console, transient=True) as shown:
         yield lambda: shown.update(progress.table())
 
-# %% ../../nbs/workshop/sweeping.ipynb #6cd9f126
+# %% ../../nbs/workshop/sweeping.ipynb #785aa0ff
 @dataclass
 class Sweep:
     "A sweep that is being made."
@@ -203,7 +204,8 @@ class Sweep:
         "Make the cells that are not in the table yet, a few at a time."
         there = {id(j): self.rows(j).find(j.cell) for j in jobs}
         progress.rows += [row for row in there.values() if row]
-        todo, box, doing = [j for j in jobs if not there[id(j)]], [self.ray.put(exp)], {}
+        todo, box = [j for j in jobs if not there[id(j)]], [self.ray.put(exp)]
+        doing: dict[Any, Job] = {}
         while todo or doing:
             while todo and len(doing) < workers:
                 job = todo.pop(0)
@@ -216,8 +218,25 @@ class Sweep:
                 todo.append(job)
         progress.running = []
 
-# %% ../../nbs/workshop/sweeping.ipynb #44559a65
+# %% ../../nbs/workshop/sweeping.ipynb #3c667dfe
 PREPARED = ("roles", "sae", "latents", "centroids", "name_scale", "probes")
+
+@contextmanager
+def alone(
+    file: Path,  # the table; its folder is made
+) -> Iterator[None]:
+    "One sweep writes a table. Raises UserError if another one does."
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = Table(file, "", "").lock("-sweep")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        why = f"another sweep is writing {str(file)!r}; wait for it, or name another table"
+        raise UserError(why) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 def sweep(
     exp: Any,                      # an experiment
@@ -229,28 +248,20 @@ def sweep(
     address: str | None = None,    # of a ray cluster
     retries: int = 1,              # of a cell that fails
     command: str = "",             # how to make the table again
-    metrics: Sequence[str] | None = None,    # the quick ones if None
-    make: Callable[..., Cell] | None = None, # makes a row; `evaluation.row_of` if None
+    metrics: Sequence[str] | None = None,  # the quick ones if None
 ) -> Progress:                     # rows, and cells that failed
     "Fill a table. Raises UserError without ray, and if another sweep is writing the same table."
     evaluation = import_module("samu.evaluation")
     chosen = list(metrics or evaluation.quick_metrics())
-    jobs = jobs_of(exp, targets, methods, seeds, chosen)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = Table(file, "", command).lock("-sweep")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another sweep is writing {str(file)!r}; wait for it, or name another table") from None
-    ray = start_ray(workers, address)
-    try:
-        for part in PREPARED:
-            getattr(exp, part)
-        progress = Progress(jobs)
-        with live(progress) as show:
-            work = Sweep(ray, file, command, chosen, make or evaluation.row_of, retries)
-            work.run(exp, jobs, progress, workers, show)
-    finally:
-        ray.shutdown()
-        lock.release()
+    progress = Progress(jobs_of(exp, targets, methods, seeds, chosen))
+    with alone(file):
+        ray = start_ray(workers, address)
+        try:
+            for part in PREPARED:
+                getattr(exp, part)
+            with live(progress) as show:
+                work = Sweep(ray, file, command, chosen, evaluation.row_of, retries)
+                work.run(exp, progress.jobs, progress, workers, show)
+        finally:
+            ray.shutdown()
     return progress

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt', 'Question', 'tidy',
-           'plain', 'is_right', 'read_text', 'cell_text', 'read_entities', 'read_prompts', 'with_added',
+           'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'read_entities', 'read_prompts', 'with_added',
            'default_prompts', 'check_prompts', 'check_names', 'find_entity', 'data_file', 'real_entities',
            'real_prompts', 'ordinary_prose']
 
@@ -151,13 +151,21 @@ def _json_rows(items: Any, source: str) -> Iterator[Row]:
             parts = [cell_text(a, place) for a in (answers if isinstance(answers, list) else [answers])]
             yield line, dict(name=name, kind=kind, attribute=attribute, answers="|".join(parts))
 
-# %% ../../nbs/workshop/tables.ipynb #bf302f65
+# %% ../../nbs/workshop/tables.ipynb #9099ff30
+def aliased(
+    entity: Entity,
+    aliases: Iterable[str],  # may be empty
+) -> Entity:
+    "The entity with its other names, if it has any."
+    found = tuple(dict.fromkeys(aliases))
+    return AliasedEntity(entity.name, entity.kind, entity.facts, found) if found else entity
+
 def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
     "Entities in the order of the table. Raises UserError for a row that contradicts another, or has a gap."
     kinds: dict[str, str] = {}
     facts: dict[str, dict[str, tuple[str, ...]]] = {}
     spelling: dict[str, str] = {}
-    aliases: dict[str, tuple[str, ...]] = {}
+    aliases: dict[str, list[str]] = {}
     for line, row in rows:
         place = f"{source}, row {line}"
         name, kind, attribute = (tidy(row[c]) for c in COLUMNS[:3])
@@ -175,13 +183,10 @@ def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
             raise UserError(f"{place}: {attribute!r} of {name!r} is a duplicate; "
                             "put all answers in one row, separated by |")
         facts[name][attribute] = answers
-        others = tuple(tidy(a) for a in row.get("alias", "").split("|") if tidy(a))
-        if others:
-            aliases[name] = tuple(dict.fromkeys([*aliases.get(name, ()), *others]))
+        aliases.setdefault(name, []).extend(tidy(a) for a in row.get("alias", "").split("|") if tidy(a))
     if not kinds:
         raise UserError(f"{source} holds no entities; it needs the columns {', '.join(COLUMNS)}")
-    return [AliasedEntity(n, k, facts[n], aliases[n]) if n in aliases else Entity(n, k, facts[n])
-            for n, k in kinds.items()]
+    return [aliased(Entity(n, k, facts[n]), aliases[n]) for n, k in kinds.items()]
 
 def read_entities(path: str | Path) -> list[Entity]:  # in the order of the file
     "Read a .csv with COLUMNS, or a .json list of {name, kind, facts}. Raises UserError that names the row."
