@@ -423,6 +423,11 @@ def test_a_missing_part_is_named():
         checks_forgetting.one_page({}, None, "x")
 
 
+def test_a_part_without_a_body_is_named(exp, folder):
+    with pytest.raises(NotYet, match="has no body of yours"):
+        checks_forgetting.one_page(course.functions_in(folder / "student"), exp, exp.entities[7].name)
+
+
 # --- Quizzes, syllabus
 
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'small_world', 'away', 'check_forget', 'judge_loop', 'check_blanks', 'check_aim', 'check_triplet',
-           'check_hold', 'one_page', 'check_recall_left', 'check_p_value', 'alignment_test', 'names_in_latents',
-           'check_weak_test', 'check_hide', 'check_npo', 'check_simnpo_slope', 'check_rmu_goal', 'check_attack',
-           'line_ups', 'most_unusual', 'check_culprit', 'check_area', 'check_not_said', 'check_inject', 'check_drift']
+           'check_hold', 'one_page', 'put_together', 'check_recall_left', 'check_p_value', 'alignment_test',
+           'names_in_latents', 'check_weak_test', 'check_hide', 'check_npo', 'check_simnpo_slope', 'check_rmu_goal',
+           'check_attack', 'line_ups', 'most_unusual', 'check_culprit', 'check_area', 'check_not_said', 'check_inject',
+           'check_drift']
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #28970f24
 from collections.abc import Callable, Mapping
@@ -163,7 +164,7 @@ def check_hold(f: Callable[..., Any]) -> None:
         "square the differences; signed ones cancel": lambda h, g, s: ((h - g) / s).mean(),
     })
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #bebe00d0
+# %% ../../nbs/workshop/checks_forgetting.ipynb #6b699650
 PARTS = {"deal": "01", "pad_right": "02", "residual_after": "02", "cut_after_name": "02",
          "pre_activation": "03", "separation": "04", "select": "04", "aim": "05", "triplet": "05",
          "hold": "05", "forget": "05"}
@@ -174,11 +175,23 @@ def one_page(
     name: str,                 # who is to be forgotten
     steps: int = 60,
 ) -> None:
-    "Forget somebody with nothing but the functions of a reader. Raises NotYet if one is missing."
+    "Forget somebody with nothing but the functions of a reader. Raises NotYet if one is missing or empty."
     missing = [f"{p} (chapter {c})" for p, c in PARTS.items() if p not in parts]
     if missing:
         raise NotYet(f"not done yet: {', '.join(missing)}")
-    my, hf, sae, tokenizer = SimpleNamespace(**parts), exp.model, exp.sae, exp.tokenizer
+    try:
+        put_together(SimpleNamespace(**parts), exp, name, steps)
+    except NotImplementedError:
+        raise NotYet(f"not done yet: one of {', '.join(PARTS)} has no body of yours") from None
+
+def put_together(
+    my: Any,     # the reader's functions
+    exp: Any,    # an experiment
+    name: str,
+    steps: int,
+) -> None:
+    "The one page, as calls of a reader's functions."
+    hf, sae, tokenizer = exp.model, exp.sae, exp.tokenizer
     prompts = [p.text for p in exp.prompts if p.split == "loss"]
     known = my.deal([e.name for e in exp.entities if e.name != name], .6, 0)[0]
     unknown = my.deal([e.name for e in exp.unknown], .3, 0)[0]
