@@ -1,5 +1,6 @@
-"""The API reference as Markdown, read from the exported modules: signatures, docstrings, what each parameter means
-(the comment behind it), and a link to the notebook cell that defines it. Nothing is imported.
+"""The API reference as Markdown, read from the exported modules: signatures, docstrings, what each
+parameter means (the comment behind it), and a link to the notebook cell that defines it. Nothing is
+imported.
 """
 
 import ast
@@ -18,8 +19,9 @@ def reference(root):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         if path.name != "_modidx.py" and path.read_text(encoding="utf-8").strip():
             pages[f"api/{name}"] = module_page(name, path.read_text(encoding="utf-8"))
-    lines = [f"- [{n.removeprefix('api/')}]({n.removeprefix('api/')}.md): {first_line(t)}" for n, t in pages.items()]
-    pages["api/samu"] += "\n## Modules\n\n" + "\n".join(line for line in lines if "[samu]" not in line) + "\n"
+    modules = {n.removeprefix("api/"): first_line(t) for n, t in pages.items() if n != "api/samu"}
+    lines = [f"- [{name}]({name}.md): {about}" for name, about in modules.items()]
+    pages["api/samu"] += "\n## Modules\n\n" + "\n".join(lines) + "\n"
     return pages
 
 
@@ -55,7 +57,8 @@ def entry(module, node, text, comments, cells):
     "The reference of a function or class: anchor, signature, docstring, parameters, link to its cell."
     kind = "class" if isinstance(node, ast.ClassDef) else "function"
     lines = [f'<a id="{module}.{node.name}"></a>\n', f"## {node.name}\n"]
-    lines += [f"```python\n{signature(node)}\n```\n", html.escape(ast.get_docstring(node) or "", quote=False) + "\n"]
+    said = html.escape(ast.get_docstring(node) or "", quote=False)
+    lines += [f"```python\n{signature(node)}\n```\n", f"{said}\n"]
     rows = fields(node, comments) if kind == "class" else parameters(node, comments)
     if rows:
         lines += ["| | type | default | |", "| --- | --- | --- | --- |", *map(table_row, rows), ""]
@@ -132,10 +135,11 @@ def parameters(node, comments):
 def fields(node, comments):
     "The same for the fields of a dataclass."
     found = [f for f in node.body if isinstance(f, ast.AnnAssign)]
-    return [
-        (f.target.id, ast.unparse(f.annotation), ast.unparse(f.value) if f.value else "", comments.get(f.end_lineno, ""))
-        for f in found
-    ]
+    rows = []
+    for f in found:
+        default = ast.unparse(f.value) if f.value else ""
+        rows.append((f.target.id, ast.unparse(f.annotation), default, comments.get(f.end_lineno, "")))
+    return rows
 
 
 def table_row(row):

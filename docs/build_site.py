@@ -172,9 +172,9 @@ def contents():
     parts = {"Start": ["install"], "Chapters": chapters, "Teaching": teaching, "About": more}
     listed = [dict(caption=k, chapters=[dict(file=f) for f in files]) for k, files in parts.items() if files]
     rest = [("Reference", "api/samu", [f"api/{name}" for name in api]), ("Workshop", "workshop", workshop)]
-    listed += [
-        dict(caption=k, chapters=[dict(file=top, sections=[dict(file=f) for f in below])]) for k, top, below in rest
-    ]
+    for caption, top, below in rest:
+        sections = [dict(file=f) for f in below]
+        listed.append(dict(caption=caption, chapters=[dict(file=top, sections=sections)]))
     return dict(format="jb-book", root="index", parts=listed)
 
 
@@ -191,9 +191,7 @@ CONFIG = dict(
     sphinx=dict(
         extra_extensions=["sphinx-mathjax-offline"],
         config=dict(
-            html_theme_options=dict(
-                show_navbar_depth=1, navigation_with_keys=False, use_download_button=True, pygments_dark_style="monokai"
-            ),
+            html_theme_options=dict(show_navbar_depth=1, navigation_with_keys=False),
             html_show_sourcelink=False,
             html_copy_source=True,
             nb_ipywidgets_js={},
@@ -209,7 +207,7 @@ def main():
     toc = write_sources()
     (SOURCE / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     (SOURCE / "_config.yml").write_text(yaml.safe_dump(CONFIG, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "jupyter_book", "build", "-q", str(SOURCE)]
+    command = [str(Path(sys.executable).parent / "jupyter-book"), "build", "-q", str(SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True)
     html = SOURCE / "_build" / "html"
     if done.returncode or not (html / "index.html").is_file():
@@ -220,7 +218,8 @@ def main():
     found = faults(SITE)
     print("\n".join(found[:40]))
     pages = len(list(SITE.rglob("*.html")))
-    print(f"{SITE.relative_to(ROOT)}/index.html: {pages} pages, {len(found)} faults, {time.time() - start:.0f} s")
+    seconds = time.time() - start
+    print(f"{SITE.relative_to(ROOT)}/index.html: {pages} pages, {len(found)} faults, {seconds:.0f} s")
     sys.exit(bool(found))
 
 
