@@ -34,13 +34,18 @@ def first_line(page):
 def module_page(module, text):
     "The page of one module."
     tree, comments, cells = ast.parse(text), line_comments(text), list(CELL.finditer(text))
-    about = ast.get_docstring(tree) or ""
+    about = next(filter(None, map(string, tree.body[:2])), "")  # nbdev puts the version before it
     parts = [f"# {module}\n\n{about}\n"]
     public = next((ast.literal_eval(n.value) for n in tree.body if assigns(n, "__all__")), [])
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public:
             parts.append(entry(module, node, text, comments, cells))
     return "\n".join(parts)
+
+
+def string(node):
+    "The text of a statement that is only a string."
+    return node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else ""
 
 
 def assigns(node, name):
@@ -86,11 +91,11 @@ def signature(node):
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(map(ast.unparse, node.bases))
         return f"class {node.name}({bases})" if bases else f"class {node.name}"
-    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    line = f"{node.name}({ast.unparse(node.args)}){returns}"
+    returns = f" -> {annotation(node.returns)}" if node.returns else ""
+    pieces = [unparsed(a, d, star) for a, d, star in arguments(node)]
+    line = f"{node.name}({', '.join(pieces)}){returns}"
     if len(line) <= 100:
         return line
-    pieces = [unparsed(a, d, star) for a, d, star in arguments(node)]
     return f"{node.name}(\n" + "".join(f"    {piece},\n" for piece in pieces) + f"){returns}"
 
 
@@ -111,8 +116,14 @@ def arguments(node):
 def unparsed(argument, default, stars):
     if argument is None:
         return "*"
-    text = stars + ast.unparse(argument)
+    kind = f": {annotation(argument.annotation)}" if argument.annotation else ""
+    text = f"{stars}{argument.arg}{kind}"
     return text if default is None else f"{text} = {ast.unparse(default)}"
+
+
+def annotation(node):
+    "A type as written, without the quotes of one that is not imported."
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
 
 
 def parameters(node, comments):
@@ -121,14 +132,14 @@ def parameters(node, comments):
     for argument, default, stars in arguments(node):
         if argument is None or argument.arg in ("self", "cls"):
             continue
-        kind = ast.unparse(argument.annotation) if argument.annotation else ""
+        kind = annotation(argument.annotation) if argument.annotation else ""
         value = ast.unparse(default) if default is not None else ""
         alone = sum(a.lineno == argument.lineno for a, _, _ in arguments(node) if a is not None) == 1
         meaning = comments.get(argument.end_lineno, "") if alone and argument.lineno > node.lineno else ""
         rows.append((stars + argument.arg, kind, value, meaning))
-    if node.returns is not None and ast.unparse(node.returns) != "None":
+    if node.returns is not None and annotation(node.returns) != "None":
         said = comments.get(node.returns.end_lineno, "")
-        rows.append(("returns", ast.unparse(node.returns), "", said))
+        rows.append(("returns", annotation(node.returns), "", said))
     return rows
 
 
@@ -138,14 +149,14 @@ def fields(node, comments):
     rows = []
     for f in found:
         default = ast.unparse(f.value) if f.value else ""
-        rows.append((f.target.id, ast.unparse(f.annotation), default, comments.get(f.end_lineno, "")))
+        rows.append((f.target.id, annotation(f.annotation), default, comments.get(f.end_lineno, "")))
     return rows
 
 
 def table_row(row):
     "A line of a table; code in code marks, bars and angle brackets escaped."
     name, kind, default, meaning = (cell.replace("\n", " ").replace("|", "\\|") for cell in row)
-    marked = [f"`{cell}`" if cell else "" for cell in (name, kind.strip("'"), default)]
+    marked = [f"`{cell}`" if cell else "" for cell in (name, kind, default)]
     return f"| {' | '.join(marked)} | {html.escape(meaning, quote=False)} |"
 
 

@@ -60,6 +60,15 @@ def shown_source(source):
     return re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
 
 
+def shown_output(output):
+    "Mend the links in the Markdown and HTML that a cell wrote, in place: pages end in .html."
+    data = output.get("data", {})
+    for kind in ("text/markdown", "text/html"):
+        if kind in data:
+            text = "".join(data[kind])
+            data[kind] = re.sub(r'(\]\(|href=")(?!\w+:)([^)"#]+)\.(?:ipynb|md)\b', r"\1\2.html", text)
+
+
 def copied_cells(notebook):
     "The cells that a reader of the site sees, each exported one behind an anchor."
     for cell in notebook.cells:
@@ -73,6 +82,8 @@ def copied_cells(notebook):
         if exported:
             yield new_markdown_cell(f'<a id="{cell.id}"></a>')
         cell.source = shown_source(cell.source)
+        for output in cell.outputs:
+            shown_output(output)
         if no_code:
             cell.metadata["tags"] = ["remove-input"]
         yield cell
@@ -86,7 +97,8 @@ def copy_notebook(path, page, git_url):
         up = "../" * page.count("/")
         badge = f"[![Open in Colab]({up}images/{BADGE})]({colab_address(git_url, page)})"
         title, *rest = cells
-        first = new_code_cell(colab_cell(git_url), metadata={"tags": ["hide-input"]})
+        prompt = dict(code_prompt_show="On Colab: install samu", code_prompt_hide="On Colab: install samu")
+        first = new_code_cell(colab_cell(git_url), metadata=dict(tags=["hide-input"], mystnb=prompt))
         cells = [title, new_markdown_cell(badge), first, *rest]
     notebook.cells = cells
     (SOURCE / f"{page}.ipynb").parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +121,7 @@ def title_of(path):
 def mend_links(text, page):
     "Links to folders and to files that are no pages lead to the page that stands for them."
     up = "../" * page.count("/")
-    text = re.sub(r"\]\((?:\.\./)*workshop/?\)", f"]({up}workshop.md)", text)
+    text = re.sub(r"\]\((?:\.\./)*workshop/?\)", f"]({up}workshop.md)", text).replace("```csv", "```text")
     return re.sub(r"`?\[([^\]]*)\]\((?:\.\./)*results/[^)]*\)`?", r"\1", text)
 
 
@@ -191,7 +203,9 @@ CONFIG = dict(
     sphinx=dict(
         extra_extensions=["sphinx-mathjax-offline"],
         config=dict(
-            html_theme_options=dict(show_navbar_depth=1, navigation_with_keys=False),
+            html_theme_options=dict(show_navbar_depth=1, navigation_with_keys=False, navbar_persistent=[]),
+            html_context=dict(default_mode="light"),
+            html_show_search_summary=False,  # the texts beside results cannot be read from a disk
             html_show_sourcelink=False,
             html_copy_source=True,
             nb_ipywidgets_js={},
@@ -200,6 +214,17 @@ CONFIG = dict(
         ),
     ),
 )
+
+
+def without_thebe(html):
+    "Take out the scripts that would run code on a server; every page has them, twice, and none uses them."
+    for path in html.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"<script>const THEBE_JS_URL.*?</script>\s*", "", text, flags=re.S)
+        text = re.sub(r"<script[^>]*sphinx-thebe[^>]*></script>\s*", "", text)
+        text = re.sub(r'<script type="text/x-thebe-config">.*?</script>\s*', "", text, flags=re.S)
+        text = re.sub(r"<script>kernelName = .*?</script>\s*", "", text)
+        path.write_text(text, encoding="utf-8")
 
 
 def main():
@@ -213,8 +238,9 @@ def main():
     if done.returncode or not (html / "index.html").is_file():
         sys.exit(done.stdout[-3000:] + done.stderr[-3000:])
     print(done.stderr.strip())
+    without_thebe(html)
     shutil.rmtree(SITE, ignore_errors=True)
-    shutil.copytree(html, SITE)
+    shutil.copytree(html, SITE, ignore=shutil.ignore_patterns("*webpack-macros.html", ".buildinfo"))
     found = faults(SITE)
     print("\n".join(found[:40]))
     pages = len(list(SITE.rglob("*.html")))
