@@ -69,6 +69,11 @@ def shown_output(output):
             data[kind] = re.sub(r'(\]\(|href=")(?!\w+:)([^)"#]+)\.(?:ipynb|md)\b', r"\1\2.html", text)
 
 
+def folded(prompt):
+    "Metadata of a cell whose code a reader has to unfold."
+    return dict(tags=["hide-input"], mystnb=dict(code_prompt_show=prompt, code_prompt_hide=prompt))
+
+
 def copied_cells(notebook):
     "The cells that a reader of the site sees, each exported one behind an anchor."
     for cell in notebook.cells:
@@ -79,6 +84,7 @@ def copied_cells(notebook):
             continue
         exported = re.search(r"^#\|\s*export", cell.source, re.M)
         no_code = re.search(r"^#\|\s*echo:\s*false", cell.source, re.M)
+        solution = re.search(r"^#\|\s*exercise\b", cell.source, re.M)
         if exported:
             yield new_markdown_cell(f'<a id="{cell.id}"></a>')
         cell.source = shown_source(cell.source)
@@ -86,6 +92,8 @@ def copied_cells(notebook):
             shown_output(output)
         if no_code:
             cell.metadata["tags"] = ["remove-input"]
+        if solution:
+            cell.metadata.update(folded("Solution"))
         yield cell
 
 
@@ -93,12 +101,11 @@ def copy_notebook(path, page, git_url):
     "Write the site's copy of a notebook."
     notebook = nbformat.read(path, as_version=4)
     cells = list(copied_cells(notebook))
-    if re.match(r"\d\d_", path.name):
+    if re.match(r"\d\d_", page):
         up = "../" * page.count("/")
         badge = f"[![Open in Colab]({up}images/{BADGE})]({colab_address(git_url, page)})"
         title, *rest = cells
-        prompt = dict(code_prompt_show="On Colab: install samu", code_prompt_hide="On Colab: install samu")
-        first = new_code_cell(colab_cell(git_url), metadata=dict(tags=["hide-input"], mystnb=prompt))
+        first = new_code_cell(colab_cell(git_url), metadata=folded("On Colab: install samu"))
         cells = [title, new_markdown_cell(badge), first, *rest]
     notebook.cells = cells
     (SOURCE / f"{page}.ipynb").parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +145,7 @@ def write_sources():
     nbs, git_url = ROOT / "nbs", settings()["git_url"]
     shutil.copytree(nbs / "images", SOURCE / "images")
     shutil.copy(ROOT / "docs" / BADGE, SOURCE / "images")
-    for path in sorted([*nbs.glob("*.ipynb"), *nbs.glob("workshop/*.ipynb"), *nbs.glob("teaching/*.ipynb")]):
+    for path in sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
         copy_notebook(path, path.relative_to(nbs).with_suffix("").as_posix(), git_url)
     for path in [*nbs.glob("*.md"), *nbs.glob("teaching/*.md")]:
         (SOURCE / path.relative_to(nbs)).parent.mkdir(exist_ok=True)
@@ -181,7 +188,9 @@ def contents():
     teaching = [f"teaching/{p.stem}" for p in course_pages()]
     workshop = [f"workshop/{p.stem}" for p in sorted((SOURCE / "workshop").glob("*.ipynb"))]
     api = sorted(p.stem for p in (SOURCE / "api").glob("*.md") if p.stem != "samu")
-    parts = {"Start": ["install"], "Chapters": chapters, "Teaching": teaching, "About": more}
+    exercises = [f"exercises/{p.stem}" for p in sorted((SOURCE / "exercises").glob("*.ipynb"))]
+    parts = {"Start": ["install"], "Chapters": chapters, "Exercises and solutions": exercises}
+    parts |= {"Teaching": teaching, "About": more}
     listed = [dict(caption=k, chapters=[dict(file=f) for f in files]) for k, files in parts.items() if files]
     rest = [("Reference", "api/samu", [f"api/{name}" for name in api]), ("Workshop", "workshop", workshop)]
     for caption, top, below in rest:

@@ -18,7 +18,7 @@ from .workshop.latent_pages import LatentPage, in_pieces, promoted_tokens, write
 from .workshop.setups import Experiment
 from .workshop.store import UserError
 
-# %% ../nbs/14_explore.ipynb #dceb40fa
+# %% ../nbs/14_explore.ipynb #c766f417
 @torch.no_grad()
 def strongest_texts(
     exp: Experiment,
@@ -30,7 +30,7 @@ def strongest_texts(
     h, _, number = text_residuals(exp, texts)
     a = torch.cat([exp.sae.encode(part)[:, latents] for part in h.split(2048)])
     peak = torch.zeros(len(texts), len(latents), device=a.device, dtype=a.dtype)
-    peak.index_reduce_(0, number, a, "amax")
+    peak.scatter_reduce_(0, number[:, None].expand_as(a), a, "amax")
     best, place = peak.topk(min(most, len(texts)), dim=0)
     return [[texts[i] for i, value in zip(rows, values) if value > 0]
             for rows, values in zip(place.T.tolist(), best.T.tolist(), strict=True)]

@@ -179,7 +179,7 @@ def test_built_site_is_whole():
 def test_two_clicks_from_the_first_page():
     reached = check_site.clicks(check_site.read_pages(SITE))
     wanted = ["install.html", "install.html#run", "04_latents.html", "api/samu.html#unlearn"]
-    wanted += [p.relative_to(SITE).as_posix() for p in SITE.glob("teaching/*.html")]
+    wanted += [p.relative_to(SITE).as_posix() for folder in ("teaching", "exercises") for p in SITE.glob(f"{folder}/*.html")]
     assert [w for w in wanted if w not in reached] == []
 
 

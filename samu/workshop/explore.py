@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 View = Callable[..., "tuple[Figure, str]"]  # control values -> the picture, and what it shows in a sentence
 
-# %% ../../nbs/workshop/explore.ipynb #61752232
+# %% ../../nbs/workshop/explore.ipynb #9e651053
 @dataclass
 class Explorer:
     "Controls, a picture, and a sentence about it. `box` is what a cell displays."
@@ -54,6 +54,7 @@ def explorer(
     name: str,        # of its own, for style sheets and tests: "walk"
     view: View,
     width: int,       # of the picture, pixels
+    /,                # so that a control may be called "name"
     **controls: Any,  # parameter of the view -> control from ipywidgets
 ) -> Explorer:        # drawn once already
     "Put controls over a picture."

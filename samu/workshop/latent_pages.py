@@ -38,14 +38,14 @@ class LatentPage:
     unknown: list[float]   # and at each unknown name
     threshold: float       # above this it is on
 
-# %% ../../nbs/workshop/latent_pages.ipynb #4a73605a
+# %% ../../nbs/workshop/latent_pages.ipynb #6a5458ff
 def promoted_tokens(
     model: Any,         # a Hugging Face model
     tokenizer: Any,
     direction: Tensor,  # [d_model], a row of the decoder
     n: int,             # tokens of each sort
 ) -> tuple[list[str], list[str]]:  # the likeliest first; the least likely first
-    "The tokens whose logits a direction raises and lowers most, straight through the final norm and the head."
+    "The tokens whose logits a direction raises and lowers most, straight through final norm and head."
     values = logits(model, anatomy(model).norm(direction.to(next(model.parameters()).dtype)))
     ends = values.topk(n).indices, values.topk(n, largest=False).indices
     raised, lowered = (tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in ends)
@@ -109,13 +109,13 @@ def page_html(
     share = [sum(v > page.threshold for v in group) / max(1, len(group)) for group in groups]
     return rendered("latent.html", page=page, model=model, picture=picture, highest=highest, share=share)
 
-# %% ../../nbs/workshop/latent_pages.ipynb #7987a1e8
+# %% ../../nbs/workshop/latent_pages.ipynb #450d97ad
 def write_pages(
     pages: Sequence[LatentPage],
     folder: str | Path,  # a new one, or one that samu wrote
     model: str,          # whose latents they are
 ) -> Path:               # the index page
-    "Write a page for each latent, and an index of them. Raises UserError for a folder with other files in it."
+    "Write a page for each latent, and an index. Raises UserError for a folder with other files in it."
     target = check_output_folder(folder)
     files = {f"latent-{p.latent}.html": page_html(p, model) for p in pages}
     files["index.html"] = rendered("latents.html", pages=pages, model=model)
