@@ -18,13 +18,13 @@ from .workshop.latent_pages import LatentPage, in_pieces, promoted_tokens, write
 from .workshop.setups import Experiment
 from .workshop.store import UserError
 
-# %% ../nbs/14_explore.ipynb #c766f417
+# %% ../nbs/14_explore.ipynb #667f54ab
 @torch.no_grad()
 def strongest_texts(
     exp: Experiment,
     latents: Tensor,       # [n], numbers of latents
     texts: Sequence[str],  # where to look
-    most: int = 8,         # texts for each latent
+    most: int,             # texts for each latent
 ) -> list[list[str]]:      # of each latent, the strongest first; none on which it is silent
     "The texts on which each latent is strongest, at any token."
     h, _, number = text_residuals(exp, texts)
@@ -42,7 +42,7 @@ def pieces_of(exp: Experiment, latent: int, text: str) -> list[tuple[str, float]
     h, _, _ = text_residuals(exp, [text])
     return in_pieces(text, encode(exp.tokenizer, [text])[0][1], exp.sae.encode(h)[:, latent].tolist())
 
-# %% ../nbs/14_explore.ipynb #a9ff7f8c
+# %% ../nbs/14_explore.ipynb #e6576497
 def latent_pages(
     exp: Experiment,
     latents: Tensor,       # [n], numbers of latents
@@ -53,7 +53,7 @@ def latent_pages(
     known, unknown = (read_names(exp, group, "score")[0][:, latents].T.tolist() for group in groups)
     thresholds = getattr(exp.sae, "threshold", torch.zeros(exp.sae.cfg.d_sae))[latents].tolist()
     marks = dict.fromkeys(found.known.tolist(), "known") | dict.fromkeys(found.unknown.tolist(), "unknown")
-    best, pages = strongest_texts(exp, latents, texts), []
+    best, pages = strongest_texts(exp, latents, texts, 8), []
     for i, k in enumerate(latents.tolist()):
         words = promoted_tokens(exp.model, exp.tokenizer, exp.sae.W_dec[k], 10)
         pieces = [pieces_of(exp, k, text) for text in best[i]]

@@ -17,7 +17,7 @@ from notebook_cases import called, code_cells, syntax_tree
 ROOT = Path(__file__).resolve().parent.parent
 WORKSHOP = ["registry", "digests", "store", "runtime", "tables", "names", "batching", "lm", "invented", "setups"]
 WORKSHOP += ["sae_files", "statistics", "targets", "loop", "clamping", "plots", "experiments", "measuring"]
-WORKSHOP += ["attacking", "auditing", "console"]
+WORKSHOP += ["attacking", "auditing", "console", "explore", "latent_pages"]
 FRONT_DOOR = {"load", "unlearn", "evaluate", "compare", "audit"}
 COLUMNS, CHAPTER, CELL, EXPORTED_CELL, FUNCTION, ROW = 110, 200, 15, 20, 30, 3
 # The package should be half as large (220,000 characters, 4,000 lines). Until it is, it may shrink only.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 View = Callable[..., "tuple[Figure, str]"]  # control values -> the picture, and what it shows in a sentence
 
-# %% ../../nbs/workshop/explore.ipynb #9e651053
+# %% ../../nbs/workshop/explore.ipynb #274859dc
 @dataclass
 class Explorer:
     "Controls, a picture, and a sentence about it. `box` is what a cell displays."
@@ -30,7 +30,7 @@ class Explorer:
 
     def redraw(
         self,
-        change: Any = None,  # from ipywidgets; not read
+        change: Any,  # from ipywidgets; not read
     ) -> None:
         "Draw the picture for the controls as they are now. What a UserError says is shown in its place."
         try:
@@ -67,5 +67,5 @@ def explorer(
         control.observe(made.redraw, "value")
     image.add_class(f"samu-{name}-picture")
     label.add_class(f"samu-{name}-sentence")
-    made.redraw()
+    made.redraw(None)
     return made

@@ -51,7 +51,7 @@ def promoted_tokens(
     raised, lowered = (tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in ends)
     return raised, lowered
 
-# %% ../../nbs/workshop/latent_pages.ipynb #46b0cbbe
+# %% ../../nbs/workshop/latent_pages.ipynb #a3254ce9
 def in_pieces(
     text: str,
     offsets: Sequence[tuple[int, int]],  # of its tokens: characters [from, to)
@@ -59,9 +59,10 @@ def in_pieces(
 ) -> Pieces:
     "A text cut at its tokens."
     values, pieces, at = [0.0] * (len(offsets) - len(activations)) + list(activations), [], 0
-    for (_, stop), value in zip(offsets, values, strict=True):
+    for (start, stop), value in zip(offsets, values, strict=True):
         if stop > at:
-            pieces.append((text[at:stop], max(0.0, value)))
+            pieces += [(text[at:start], 0.0)] if start > at else []
+            pieces.append((text[max(at, start):stop], max(0.0, value)))
             at = stop
     return [*pieces, (text[at:], 0.0)] if at < len(text) else pieces
 
