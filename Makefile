@@ -13,7 +13,7 @@ WORKERS := 2
 QUIET := HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab real notebooks results bench readme clean
+.PHONY: help demo test lab real notebooks results bench readme docs browser clean
 
 help:
 	@echo "make demo       forget an invented person, from training the model to the report, in out/demo: minutes"
@@ -24,6 +24,8 @@ help:
 	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and resumed"
 	@echo "make bench      the parts of the whole command, and each method's step time and memory beside NPO's: minutes"
 	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
+	@echo "make docs       build the site, for reading without a network, in _docs: a minute, more the first time"
+	@echo "make browser    notebooks, widgets and the site in a real Chromium, where there is one: minutes"
 	@echo "make clean      remove .venv, out/ and build leftovers, not your cache of trained models: seconds"
 	@echo "The first of them also makes .venv with all that is needed: minutes, depending on the network."
 
@@ -80,7 +82,25 @@ readme: $(VENV)/.installed
 	@echo "Writing README.md from nbs/index.ipynb (seconds)"
 	@$(BIN)/python tests/make_readme.py
 
+# The site has an environment of its own: what builds it needs other versions of packages that Jupyter needs too.
+$(VENV)-docs/.installed: docs/requirements.txt
+	@found=; for python in $(PYTHONS); do \
+	  if $$python -c "$(SUITABLE)" >/dev/null 2>&1; then found=$$python; break; fi; done; \
+	if [ -z "$$found" ]; then echo "No Python 3.11, 3.12 or 3.13 with the venv module among: $(PYTHONS)." >&2; exit 1; fi; \
+	echo "Making $(VENV)-docs with what builds the site (270 MB)"; $$found -m venv --clear $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip install -qq --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+docs: $(VENV)-docs/.installed
+	@echo "Building the site in _docs (a minute)"
+	@$(VENV)-docs/bin/python docs/build_site.py $(ARGS)
+
+# SAMU_BROWSER=all runs every notebook; SAMU_SCREENSHOTS=FOLDER keeps pictures. Needs a Chromium that is here already.
+browser: $(VENV)/.installed
+	@$(BIN)/python -c "import playwright" 2>/dev/null || $(PIP) playwright -c constraints.txt
+	@$(QUIET) $(BIN)/python -m pytest -q -rfEs --durations=10 tests/test_site.py tests/test_browser.py $(ARGS)
+
 clean:
 	@echo "Removing .venv, out/ and build leftovers (seconds)"
-	@rm -rf $(VENV) out build dist *.egg-info .eggs .pytest_cache .ruff_cache .mypy_cache _docs _proc
+	@rm -rf $(VENV) $(VENV)-docs out build dist *.egg-info .eggs .pytest_cache .ruff_cache .mypy_cache _docs _proc
 	@find samu nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

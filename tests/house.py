@@ -15,11 +15,17 @@ from pathlib import Path
 from notebook_cases import called, code_cells, syntax_tree
 
 ROOT = Path(__file__).resolve().parent.parent
+<<<<<<< HEAD
 WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "names", "privacy", "batching", "lm"]
 WORKSHOP += ["chat", "invented", "setups", "sae_files", "statistics", "leaks", "targets", "loop", "clamping", "plots"]
 WORKSHOP += ["experiments", "measuring", "witnesses", "asking", "relearning",
              "attacking", "auditing", "benchmarks", "console", "course"]
 WORKSHOP += ["drawings"]
+=======
+WORKSHOP = ["registry", "digests", "store", "runtime", "tables", "names", "batching", "lm", "invented", "setups"]
+WORKSHOP += ["sae_files", "statistics", "targets", "loop", "clamping", "plots", "experiments", "measuring"]
+WORKSHOP += ["attacking", "auditing", "console", "explore", "latent_pages"]
+>>>>>>> w_site
 FRONT_DOOR = {"load", "unlearn", "evaluate", "compare", "audit"}
 COLUMNS, CHAPTER, CELL, EXPORTED_CELL, FUNCTION, ROW = 110, 200, 15, 20, 30, 3
 # The package should be half as large (220,000 characters, 4,000 lines). Until it is, it may shrink only.

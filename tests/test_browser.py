@@ -1,0 +1,256 @@
+"""Real JupyterLab and a real Chromium: notebooks run from top to bottom, each kind of widget is moved by keyboard,
+the site and the static pages are opened. No JavaScript error, and no request to another machine.
+
+Chapters 00 and 14 and one workshop notebook are run. More: SAMU_BROWSER=all, or beginnings of names
+separated by commas, such as SAMU_BROWSER=04,05. SAMU_SCREENSHOTS=FOLDER keeps a picture of everything.
+Where there is no Chromium, all of this is skipped. Uses the biographies.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import browser_tools as tools
+import pytest
+
+FOUND, REASON = tools.chromium()
+pytestmark = pytest.mark.skipif(FOUND is None, reason=REASON)
+SITE = tools.ROOT / "_docs"
+built = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built; run make docs")
+
+DEFAULT = ["00_one_page", "14_explore", "workshop/explore"]
+WIDGETS = {  # notebook -> explorer, control, kind, keys
+    "14_explore": [
+        ("walk", "step", "slider", ["ArrowRight"] * 3),
+        ("text", "text", "text", ["Control+a", "<", "b", ">", "Zatu", "Enter"]),
+        ("cut", "cut", "slider", ["ArrowRight"] * 4),
+        ("price", "weight", "slider", ["End"]),
+        ("models", "name", "menu", ["ArrowDown"]),
+        ("models", "attribute", "menu", ["ArrowDown"]),
+        ("race", "step", "slider", ["ArrowLeft"] * 3),
+        ("race", "facts", "menu", ["ArrowDown"]),
+    ],
+    "workshop/explore": [("power", "exponent", "slider", ["ArrowRight"]), ("power", "name", "text", ["!", "Enter"])],
+}
+
+
+def chosen():
+    "The notebooks that are run."
+    names = [p.relative_to(tools.ROOT / "nbs").with_suffix("").as_posix() for p in (tools.ROOT / "nbs").rglob("*.ipynb")]
+    wish = os.environ.get("SAMU_BROWSER", "")
+    if not wish:
+        return [n for n in DEFAULT if n in names]
+    return sorted(n for n in names if wish == "all" or n.startswith(tuple(wish.split(","))))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=FOUND, args=tools.FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    tools.copy_notebooks(folder / "nbs")
+    for name, source in CONTROLS.items():
+        write_notebook(folder / "nbs" / f"{name}.ipynb", source)
+    with tools.jupyterlab(folder) as address:
+        yield address
+
+
+@pytest.fixture
+def watched(browser):
+    with tools.watched_page(browser) as watched:
+        yield watched
+
+
+def keep(page, name, whole=True):
+    "A screenshot, where they are wanted."
+    folder = os.environ.get("SAMU_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = Path(folder) / f"{name.replace('/', '-')}.png"
+        page.screenshot(path=file, full_page=True) if whole else page.screenshot(path=file)
+
+
+def keep_widget(page, name):
+    folder = os.environ.get("SAMU_SCREENSHOTS")
+    if folder:
+        box = page.locator(f".samu-{name}-picture").last.locator("xpath=..")
+        box.scroll_into_view_if_needed()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        box.screenshot(path=Path(folder) / f"widget-{name}.png")
+
+
+def write_notebook(path, *sources):
+    cells = [dict(cell_type="code", source=s, outputs=[], metadata={}, execution_count=None) for s in sources]
+    kernel = dict(kernelspec=dict(name="python3", display_name="python3"))
+    path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)), "utf-8")
+
+
+# --- Notebooks in JupyterLab
+
+
+@pytest.mark.parametrize("name", chosen())
+def test_notebook(name, lab, watched):
+    assert tools.run_all(watched, lab(name), seconds=600) == []
+    for explorer, control, kind, keys in WIDGETS.get(name, ()):
+        tools.moved(watched.page, explorer, control, kind, keys)
+        keep_widget(watched.page, explorer)
+    keep(watched.page, f"lab-{name}", whole=False)
+    assert watched.faults() == []
+
+
+def test_typed_text_is_not_run(lab, watched):
+    assert tools.run_all(watched, lab("echo")) == []
+    page = watched.page
+    tools.moved(page, "echo", "text", "text", ["<img src=x onerror=document.title='run'>", "Enter"])
+    assert "<img src=x" in page.locator(".samu-echo-sentence").last.inner_text()
+    assert page.locator(".samu-echo-sentence img").count() == 0 and page.title() != "run"
+    assert watched.faults() == []
+
+
+# --- Negative controls: what is broken is found
+
+START = """import ipywidgets as widgets
+from samu.workshop.explore import explorer
+from samu.workshop.plots import figure
+"""
+CONTROLS = {
+    "ignores": START
+    + """
+def view(x):
+    fig, [ax] = figure("Always the same", "0", "x", "y")
+    return fig, f"x is {x}"
+made = explorer("ignores", view, 300, x=widgets.IntSlider(1, 0, 5))
+made.box
+""",
+    "raises": START
+    + """
+def view(x):
+    fig, [ax] = figure("A line", "2", "x", "y")
+    ax.plot([0, 1], [0, 1 / (2 - x)])
+    return fig, f"x is {x}"
+made = explorer("raises", view, 300, x=widgets.IntSlider(1, 0, 5))
+made.box
+""",
+    "echo": START
+    + """
+def view(text):
+    fig, [ax] = figure(text or "nothing", "0", "x", "y")
+    return fig, text
+made = explorer("echo", view, 300, text=widgets.Text("hello", continuous_update=False))
+made.box
+""",
+    "stops": "1 / 0",
+    "throws": "from IPython.display import Javascript\nJavascript('setTimeout(() => { undefined_thing(); })')",
+    "fetches": "from IPython.display import HTML\nHTML('<img src=\"https://example.org/x.png\">')",
+}
+
+
+@pytest.mark.parametrize("name, what", [("ignores", "the picture ignores x"), ("raises", "the picture ignores x")])
+def test_a_broken_widget_is_found(name, what, lab, watched):
+    assert tools.run_all(watched, lab(name)) == []
+    with pytest.raises(AssertionError, match=what):
+        tools.moved(watched.page, name, "x", "slider", ["ArrowRight"], seconds=6)
+
+
+def test_a_failing_cell_is_found(lab, watched):
+    assert tools.run_all(watched, lab("stops")) == ["cell 1: ZeroDivisionError: division by zero"]
+
+
+@pytest.mark.parametrize("name, what", [("throws", "undefined_thing"), ("fetches", "asks https://example.org/x.png")])
+def test_errors_and_requests_are_found(name, what, lab, watched):
+    assert tools.run_all(watched, lab(name)) == []
+    watched.page.wait_for_timeout(500)
+    assert any(what in fault for fault in watched.faults())
+
+
+# --- The site
+
+PAGES = ["index", "install", "00_one_page", "04_latents", "14_explore", "api/samu", "workshop"]
+
+
+@built
+@pytest.mark.parametrize("name", PAGES)
+def test_site_page(name, watched):
+    page = watched.page
+    page.goto((SITE / f"{name}.html").as_uri())
+    assert page.locator("h1").first.inner_text().strip()
+    shown = page.evaluate("() => [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
+    assert shown == []
+    keep(page, f"site-{name}", whole=False)
+    assert watched.faults() == []
+
+
+@built
+@pytest.mark.parametrize("words, page_name", [("separation score", "04_latents"), ("unlearn", "api/samu")])
+def test_site_search(words, page_name, watched):
+    page = watched.page
+    page.goto((SITE / "search.html").as_uri() + f"?q={words.replace(' ', '+')}")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_function("() => !/Searching/.test(document.querySelector('#search-results h2')?.innerText ?? '')")
+    links = page.locator("#search-results li a").evaluate_all("links => links.map(a => a.getAttribute('href'))")
+    assert any(page_name in link for link in links)
+    keep(page, f"site-search-{words}", whole=False)
+    assert watched.faults() == []
+
+
+@built
+def test_site_formula_is_typeset(watched):
+    page = watched.page
+    page.goto((SITE / "00_one_page.html").as_uri())
+    page.wait_for_selector("mjx-container", state="attached")
+    assert watched.faults() == []
+
+
+# --- Pages without scripts
+
+
+def test_latent_pages(exp, tmp_path, watched):
+    from samu.explore import write_latent_pages
+
+    latents = [*exp.latents.known[:2].tolist(), *exp.latents.unknown[:2].tolist()]
+    index, page = write_latent_pages(exp, tmp_path / "latents", latents), watched.page
+    page.goto(index.as_uri())
+    assert page.locator("td a").count() == 4
+    keep(page, "latents-index")
+    page.locator("td a").last.click()
+    assert page.locator("h1").inner_text() == f"Latent {latents[-1]}"
+    assert page.locator("mark").count() > 0 and page.locator("code").count() >= 10
+    assert page.locator("img").evaluate("i => i.naturalWidth") > 300
+    keep(page, "latent-page")
+    page.get_by_role("link", name="All latents").click()
+    assert page.locator("td a").count() == 4 and page.locator("script").count() == 0
+    assert watched.faults() == []
+
+
+def test_audit_page(exp, tmp_path, watched):
+    import samu
+
+    run = samu.unlearn(exp, exp.entities[7].name)
+    try:
+        samu.audit(run, tmp_path / "audit")
+    finally:
+        run.restore()
+    page = watched.page
+    page.goto((tmp_path / "audit" / "audit.html").as_uri())
+    assert page.locator("h1").inner_text() == "Has it been forgotten?"
+    assert page.locator("img").count() >= 3 and page.locator("script").count() == 0
+    assert page.locator(".verdict").count() > 10
+    assert page.locator("img").evaluate_all("all => all.every(i => i.naturalWidth > 100)")
+    keep(page, "audit")
+    assert watched.faults() == []
+
+
+def test_no_chromium_is_said(monkeypatch):
+    monkeypatch.setattr(tools.shutil, "which", lambda name: None)
+    monkeypatch.delenv("SAMU_CHROMIUM", raising=False)
+    path, reason = tools.chromium.__wrapped__()
+    assert path is None and re.search("install the Debian package chromium|pip install playwright", reason)
