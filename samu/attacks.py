@@ -138,7 +138,7 @@ def asked_prior(m: Measurement) -> float:
     "How often the original gives the target's facts about unknown names, asked two ways."
     return m.before(lambda exp: exp.recall([q for e in unknown_names(m) for q in two_ways(exp, e)]))
 
-# %% ../nbs/08_attacks.ipynb #8db41b51
+# %% ../nbs/08_attacks.ipynb #75a0193d
 def relearn(
     exp: Experiment,                # its model is attacked, and is afterwards as it was
     target: Entity,                 # with facts
@@ -152,9 +152,9 @@ def relearn(
     asked = {k: two_ways(exp, replace(target, facts=f)) for k, f in (("shown", told), ("unshown", hidden))}
     return watch(exp, target, told_about(exp, [replace(target, facts=told)]), asked, how)
 
-def relearn_curves(exp: Experiment, target: Entity, how: Relearning | None = None) -> pd.DataFrame:
+def relearn_curves(exp: Experiment, target: Entity) -> pd.DataFrame:
     "`relearn` with three choices of what is shown (column draw); kept."
-    return kept_draws(relearn, exp, target, how or attack_for(exp))
+    return kept_draws(relearn, exp, target, attack_for(exp))
 
 # %% ../nbs/08_attacks.ipynb #66a3a7eb
 @metric(good="low", threshold=0.25, group="attacks", title="Facts come back no sooner than they are learned")
