@@ -175,7 +175,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], file(
     help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #2417fdf7
+# %% ../../nbs/workshop/console.ipynb #54c8fdd2
 def load(
     setup: str, people: Path | None = None, names: Sequence[str] = (), device: str | None = None,
     layer: int | None = None, seed: int | None = None, dtype: str | None = None, only: bool = False,
@@ -190,8 +190,8 @@ def load(
         alone = only or known is not None or people is None
         for name in names if alone else ():
             tables.find_entity(table, name, setup)
-    table = people if only or people is None else setups.Added(people)
-    return setups.load(setup, people=table, seed=seed, device=device, layer=layer, dtype=dtype)
+    added = people if only or people is None else setups.Added(people)
+    return setups.load(setup, people=added, seed=seed, device=device, layer=layer, dtype=dtype)
 
 def check_methods(methods: Sequence[str]) -> None:
     "Raise UserError for methods that do not exist."

@@ -129,7 +129,7 @@ def empty_task(
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
 
-# %% ../../nbs/workshop/planning.ipynb #f2574388
+# %% ../../nbs/workshop/planning.ipynb #a49295b3
 def texts_of(
     exp: Experiment,
     config: LoopConfig,
@@ -170,8 +170,9 @@ def two_steps(
     with tracker.phase("cached"):
         loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
         draws = largest_draws(task, method)
-        if method.retain != "none" and RETAIN[method.retain].batches == "retain":
-            task.read.freeze(draws[0])
+        retain = RETAIN.get(method.retain)
+        for batch in draws[0] if retain else ():
+            batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
     with modules_stay(), tracker.phase("copies"), training(task.exp, task.config, 0) as trainer:
         for drawn in draws:
             marks = [counter.get_total_flops()]
