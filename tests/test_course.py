@@ -260,7 +260,7 @@ MISTAKES = {
                  (lambda p: -(1 - p.exp().clamp(max=.999).mean()).log(), "each answer")],
     "drift": [(lambda a, b: F.kl_div(b.log_softmax(-1), a.softmax(-1), reduction="batchmean"), "other direction"),
               (lambda a, b: F.cross_entropy(a, b.softmax(-1)), "cross-entropy"),
-              (lambda a, b: F.kl_div(a.log_softmax(-1), b.softmax(-1), reduction="mean"), "sum over words")],
+              (lambda a, b: F.kl_div(a.log_softmax(-1), b.softmax(-1), reduction="none").mean(), "sum over words")],
 }
 
 
