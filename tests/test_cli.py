@@ -288,7 +288,10 @@ def demo(folder):
 
 def test_what_is_written(demo, folder):
     files = sorted(p.name for p in (folder / "demo").iterdir() if not p.name.startswith("."))
-    assert files == ["figure.png", "model", "report.csv", "report.json"]
+    assert files == ["figure.png", "model", "private.json", "report.csv", "report.json"]
+    assert TARGET.name not in (folder / "demo" / "model" / "samu.json").read_text(encoding="utf-8")
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (folder / "demo").iterdir() if p.is_file()}
+    assert {mode for name, mode in modes.items() if not name.startswith(".")} == {0o600}
     assert "written to" in demo and TARGET.facts["birthplace"][0] in demo and "…" not in demo
     [line] = [line for line in demo.splitlines() if "loading" in line]
     assert [part for part in PARTS if part in line] == PARTS

@@ -51,7 +51,7 @@ def test_check_refuses_in_true_words(samu, setup, tmp_path):
     lines = (setup / "entities.csv").read_text().splitlines()
     few = tmp_path / "few.csv"
     few.write_text("\n".join(lines[:10]) + "\n")
-    code, out, err = samu("check", tiny.people(40)[0], "--setup", setup, "--people", few)
+    code, out, err = samu("check", tiny.people(40)[0], "--setup", setup, "--people", few, "--only")
     assert code == 2 and "this cannot be run" in " ".join(out.split())
     assert "no kind has 8 known and 8 unknown names" in err and "add people of one kind" in err
     assert len(err.strip().split("\n")) == 1
