@@ -4,15 +4,15 @@
 __all__ = ['tools', 'Gigabytes', 'Planned', 'Listed', 'Address', 'Retries', 'Person', 'Folders', 'Alias', 'Benchmark', 'Data',
            'Split', 'Subject', 'Gold', 'Tokens', 'check', 'plan', 'sweep', 'benchmark_scores', 'benchmark', 'purge']
 
-# %% ../../nbs/workshop/commands.ipynb #d6b037c9
+# %% ../../nbs/workshop/commands.ipynb #8f2dca16
 import dataclasses
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Optional
 from . import console as c
+from .console import typer
 from .registry import SETUPS, UserError
-import typer
 
 # %% ../../nbs/workshop/commands.ipynb #26c1085c
 tools = typer.Typer()
