@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'before_each', 'main', 'prepare', 'original_row', 'run_methods', 'forget', 'save', 'demo', 'setups', 'entities',
-           'unlearn', 'compare', 'audit', 'latents', 'ask', 'cache', 'course', 'student']
+           'unlearn', 'compare', 'audit', 'latents', 'ask', 'cache']
 
 # %% ../nbs/13_command_line.ipynb #ae285abf
 import runpy
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from samu.workshop.setups import Experiment
     from samu.workshop.tables import Entity
 
-# %% ../nbs/13_command_line.ipynb #cd335734
+# %% ../nbs/13_command_line.ipynb #05834a6a
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Make a language model forget a person, and test whether it really did.")
 
-app.add_typer(import_module("samu.workshop.commands").tools)  # check, plan, sweep, benchmark, purge
+app.add_typer(import_module("samu.workshop.commands").tools)  # check, plan, sweep, benchmark, purge, course, student
 @app.callback()
 def before_each(context: typer.Context, code: c.Code = None, debug: c.Debug = False,
                 config: c.Config = None) -> None:
@@ -233,17 +233,3 @@ def cache(clear: c.Clear = False, kind: c.Kind = None) -> None:
     found = store.entries()
     found = found[found.kind == kind] if kind else found
     c.show(found.to_dict("records"), ["kind", "entries", "megabytes", "newest"], str(store.cache_folder()))
-
-# %% ../nbs/13_command_line.ipynb #60e165c3
-@app.command()
-def course() -> None:
-    "The chapters, with hours for a human, exercises and quizzes."
-    from samu.workshop.course import syllabus
-    table = syllabus()
-    c.show(table.to_dict("records"), list(table.columns), f"{table.hours.sum():.0f} hours in all")
-
-@app.command()
-def student(out: c.Out, graded: bool = False) -> None:
-    "Exercise notebooks: with folded solutions and without; or, graded, for nbgrader."
-    from samu.workshop.course import make_copies
-    print(f"{len(make_copies(out, graded))} notebooks written to {out}")

@@ -96,7 +96,7 @@ def grade_replies(questions: Sequence[Question], replies: Sequence[str]) -> pd.D
                          grade="known" if enough else rest))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_entities.ipynb #60190b9a
+# %% ../nbs/01_entities.ipynb #70740d00
 def ask_table(exp: Experiment) -> dict[Question, str]:  # question -> reply
     "Ask about the table, one phrasing after the other, until half of an attribute's phrasings are right."
     said: dict[Question, str] = {}
@@ -109,6 +109,7 @@ def ask_table(exp: Experiment) -> dict[Question, str]:  # question -> reply
         said |= replies
     return said
 
+# %% ../nbs/01_entities.ipynb #9bb3510b
 def ask_unknown(exp: Experiment) -> dict[Question, str]:  # question -> reply
     "Ask about the unknown names; where none of them is called unknown, some attributes only after a hit."
     every, asked = questions(exp.unknown, few_prompts(exp.prompts, 1, "loss"), "loss"), Counter[str]()

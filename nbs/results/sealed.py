@@ -1,4 +1,4 @@
-"""The sealed test of chapter 10, as `protocol.md` lays it down: real people at whom nobody had looked.
+"""The sealed test of chapter 10, as `protocol.md` lays it down: real people at whom no one had looked.
 
     python nbs/results/sealed.py --draw                 draws the people, once, before the first run
     python nbs/results/sealed.py                        tier 1, then 2 and 3; goes on where it stopped

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['tools', 'Gigabytes', 'Planned', 'Listed', 'Address', 'Retries', 'Person', 'Folders', 'Alias', 'Benchmark', 'Data',
-           'Split', 'Subject', 'Gold', 'Tokens', 'check', 'plan', 'sweep', 'benchmark_scores', 'benchmark', 'purge']
+           'Split', 'Subject', 'Gold', 'Tokens', 'check', 'plan', 'sweep', 'benchmark_scores', 'benchmark', 'purge',
+           'course', 'student']
 
 # %% ../../nbs/workshop/commands.ipynb #8f2dca16
 import dataclasses
@@ -135,3 +136,15 @@ def purge(name: Person, folders: Folders = None, people: c.People = None, alias:
     found = privacy.purge(name, known, folders or [], alias or [])
     c.show([dataclasses.asdict(f) for f in found], ["place", "done"], "What was found")
     print("Out of reach, and still there if it was: " + "; ".join(privacy.OUT_OF_REACH) + ".")
+
+# %% ../../nbs/workshop/commands.ipynb #52212c15
+@tools.command()
+def course() -> None:
+    "The chapters, with hours for a human, exercises and quizzes."
+    table = import_module("samu.workshop.course").syllabus()
+    c.show(table.to_dict("records"), list(table.columns), f"{table.hours.sum():.0f} hours in all")
+
+@tools.command()
+def student(out: c.Out, graded: bool = False) -> None:
+    "Exercise notebooks: with folded solutions and without; or, graded, for nbgrader."
+    print(f"{len(import_module('samu.workshop.course').make_copies(out, graded))} notebooks written to {out}")
