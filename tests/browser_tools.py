@@ -149,7 +149,10 @@ def jupyterlab(folder):
         yield lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}.ipynb?token={token}&reset"
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
         log.close()
 
 
