@@ -149,7 +149,10 @@ def jupyterlab(folder):
         yield lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}.ipynb?token={token}&reset"
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
         log.close()
 
 
@@ -217,14 +220,25 @@ def pixels(page, name):
     return page.locator(f".samu-{name}-picture").last.evaluate(PIXELS)
 
 
+KEYS = re.compile(r"Enter|Tab|Home|End|Arrow\w+|Control\+\w")  # anything else is typed
+
+
 def press(page, name, control, kind, keys):
-    "Focus a control and press keys."
+    "Focus a control, press keys and type texts."
     inner = dict(slider=".noUi-handle", menu="select", text="input")[kind]
     place = page.locator(f".samu-{name}-{control} {inner}").last
     place.scroll_into_view_if_needed()
     place.focus()
     for key in keys:
-        page.keyboard.press(key) if len(key) > 1 else page.keyboard.type(key)
+        page.keyboard.press(key) if KEYS.fullmatch(key) else page.keyboard.type(key)
+
+
+def settle(page, name):
+    "Wait until the picture stays as it is: a key may still be on its way to the kernel."
+    last = None
+    while pixels(page, name) != last:
+        last = pixels(page, name)
+        page.wait_for_timeout(700)
 
 
 def moved(page, name, control, kind, keys, seconds=20):
@@ -236,5 +250,6 @@ def moved(page, name, control, kind, keys, seconds=20):
     end = time.time() + seconds
     while time.time() < end and (pixels(page, name) in ("", before) or sentence.inner_text() == said):
         page.wait_for_timeout(200)
+    settle(page, name)
     assert pixels(page, name) != before, f"{name}: the picture ignores {control}"
     assert sentence.inner_text() != said, f"{name}: the sentence ignores {control}"

@@ -23,7 +23,7 @@ DEFAULT = ["00_one_page", "14_explore", "workshop/explore"]
 WIDGETS = {  # notebook -> explorer, control, kind, keys
     "14_explore": [
         ("walk", "step", "slider", ["ArrowRight"] * 3),
-        ("text", "text", "text", ["Control+a", "<", "b", ">", "Zatu", "Enter"]),
+        ("text", "text", "text", ["Control+a", "<b>Gita Sabin</b> is", "Enter"]),
         ("cut", "cut", "slider", ["ArrowRight"] * 4),
         ("price", "weight", "slider", ["End"]),
         ("models", "name", "menu", ["ArrowDown"]),

@@ -137,8 +137,9 @@ def test_reference_holds_every_public_definition():
 
 def test_colab_cell_does_nothing_elsewhere(monkeypatch):
     from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
 
-    shell, asked = InteractiveShell(), []
+    shell, asked = InteractiveShell(config=Config(HistoryManager=dict(enabled=False))), []
     monkeypatch.setattr(shell, "system", asked.append)
     monkeypatch.setattr(shell, "run_line_magic", lambda name, line, **k: asked.append(f"%{name} {line}"))
     cell = build_site.colab_cell("https://github.com/them/samu")
