@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from samu.workshop.setups import Experiment
     from samu.workshop.tables import Entity
 
-# %% ../nbs/13_command_line.ipynb #05834a6a
+# %% ../nbs/13_command_line.ipynb #32addbd3
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Make a language model forget a person, and test whether it really did.")
 
-app.add_typer(import_module("samu.workshop.commands").tools)  # check, plan, sweep, benchmark, purge, course, student
+app.add_typer(import_module("samu.workshop.commands").tools)  # check, plan, sweep, course and others
 @app.callback()
 def before_each(context: typer.Context, code: c.Code = None, debug: c.Debug = False,
                 config: c.Config = None) -> None:
