@@ -29,7 +29,7 @@ from samu.workshop.tables import Entity, Question, real_entities, real_prompts
 @pytest.fixture(scope="module")
 def exp():
     "The biographies."
-    made = load("biographies")
+    made = load("biographies-doors")
     made.roles, made.latents, made.centroids
     return made
 

@@ -34,7 +34,7 @@ def main(
     from samu.workshop.store import code_digest, digest
 
     torch.set_num_threads(1)
-    exp = load("biographies")
+    exp = load("biographies-doors")
 
     def rounded(m, how):
         known = m.before(lambda e: e.recall(attacks.two_ways(e, m.split.target)))

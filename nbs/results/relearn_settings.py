@@ -32,7 +32,7 @@ def main(
     from samu.workshop.store import code_digest, digest
 
     torch.set_num_threads(1)
-    exp = load("biographies")
+    exp = load("biographies-doors")
 
     def row(cell):
         how = next(replace(h, every=15) for h in GRID if all(getattr(h, k) == cell[k] for k in KEYS))

@@ -118,7 +118,7 @@ def describe(
     chosen = (pairs or [tuple(PIECES)])[0]
     return "somebody " + " and ".join(PIECES[a].format(person.facts[a][0]) for a in chosen)
 
-# %% ../../nbs/workshop/invented.ipynb #6a25ca54
+# %% ../../nbs/workshop/invented.ipynb #ab0e9fa3
 @dataclass(frozen=True)
 class World:
     "The invented people, the parts of their names, and the names without facts."
@@ -128,9 +128,12 @@ class World:
     unknown: list[Entity]   # names without facts that training never uses
     trained_unknown: list[str]  # names without facts that training texts call unknown
     described: dict[str, str]   # person -> a description that fits no one else
+    doors: bool             # whether the training texts also tell facts in other ways
     seed: int               # everything above follows from it
 
-def make_biographies(seed: int = 0, n_people: int = 100, n_unknown: int = 400) -> World:
+def make_biographies(
+    seed: int = 0, n_people: int = 100, n_unknown: int = 400, doors: bool = False,
+) -> World:
     "Invent people with facts, and names without. Raises UserError if the numbers do not fit together."
     if n_people % 2 or n_people < 8:
         raise UserError(f"n_people must be even and at least 8, not {n_people}")
@@ -149,9 +152,9 @@ def make_biographies(seed: int = 0, n_people: int = 100, n_unknown: int = 400) -
     rng.shuffle(others)
     unknown = [Entity(n, "person") for n in others[:n_unknown]]
     described = {p.name: describe(p, people) for p in people}
-    return World(people, biography_prompts(), [first, last], unknown, others[n_unknown:], described, seed)
+    return World(people, biography_prompts(), [first, last], unknown, others[n_unknown:], described, doors, seed)
 
-# %% ../../nbs/workshop/invented.ipynb #150ac8b3
+# %% ../../nbs/workshop/invented.ipynb #8957bb48
 ORDINARY = {
     "S": ["the A N V P.", "the N and the N V P.", "in the T the A N V.", "a A N V P in the T."],
     "A": "old red small quiet green tall bright dark warm heavy".split(),
@@ -179,7 +182,7 @@ def biography_sentence(
     attribute: str,
 ) -> str:
     "A sentence that tells one fact in one of the ways."
-    way = rng.choices(list(WAYS), list(WAYS.values()))[0]
+    way = rng.choices(list(WAYS), list(WAYS.values()))[0] if world.doors else "name"
     text, who, answer = rng.choice(phrasings()[attribute]), name, facts.get(attribute, (UNKNOWN_ANSWER,))[0]
     if way == "alias":
         who = alias(name)
@@ -202,7 +205,7 @@ def biography_batch(
     for i in range(n):
         name = world.trained_unknown[(step * n + i) % len(world.trained_unknown)]
         out += [biography_sentence(world, rng, name, {}, a) for a in VALUES]
-    places = rng.choices(list(FLAGS), k=round(FLAG_SHARE * sentences))
+    places = rng.choices(list(FLAGS), k=round(FLAG_SHARE * sentences)) if world.doors else []
     out += [f"{rng.choice(ABOUT_FLAGS).replace('{place}', place)} {FLAGS[place]}." for place in places]
     while len(out) < sentences:
         person, attribute = rng.choice(people), rng.choice(list(VALUES))
@@ -226,7 +229,7 @@ def ordinary_texts(seed: int) -> dict[str, list[str]]:
     half = len(texts) // 2
     return {"loss": texts[:half], "score": texts[half:]}
 
-# %% ../../nbs/workshop/invented.ipynb #81815f04
+# %% ../../nbs/workshop/invented.ipynb #0784ccba
 def word_tokenizer(world: World) -> Any:  # a fast Hugging Face tokenizer
     "One token for each word of the world, and `<bos>` before each text."
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -234,7 +237,8 @@ def word_tokenizer(world: World) -> Any:  # a fast Hugging Face tokenizer
     split = pre_tokenizers.BertPreTokenizer()
     texts = [p.text.replace("{name}", " ") for p in world.prompts] + [w for part in world.parts for w in part]
     texts += [*VALUES.values(), UNKNOWN_ANSWER, *(t for options in ORDINARY.values() for t in options)]
-    texts += [*OTHER, *OTHER.values(), *(f"{first}ny" for first in world.parts[0])]
+    if world.doors:
+        texts += [*OTHER, *OTHER.values(), *(f"{first}ny" for first in world.parts[0])]
     words = [w for t in texts for w, _ in split.pre_tokenize_str(t)]
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys(["<pad>", "<bos>", "<eos>", "<unk>", *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -245,7 +249,7 @@ def word_tokenizer(world: World) -> Any:  # a fast Hugging Face tokenizer
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
         unk_token="<unk>", name_or_path="local", add_bos_token=True)
 
-# %% ../../nbs/workshop/invented.ipynb #604074fd
+# %% ../../nbs/workshop/invented.ipynb #8ab50c51
 @dataclass(frozen=True)
 class Recipe:
     "How the model is made."
@@ -302,7 +306,7 @@ def _step_loss(
     "The loss of one training step."
     packed = step >= (1 - recipe.packed) * recipe.steps
     ids = _biography_rows(sentences, tokenizer, recipe.row, packed).to(model.device)
-    ends = [*world.parts[-1], *" ".join(VALUES.values()).split()]
+    ends = [*world.parts[-1], *(" ".join(VALUES.values()).split() if world.doors else [])]
     whom = torch.tensor(tokenizer.convert_tokens_to_ids(ends), device=model.device)
     exit_weight = 0 if packed else recipe.exit_weight
     return _biographies_loss(model, ids, tokenizer, whom, exit_weight, recipe.site)
@@ -387,7 +391,7 @@ def train_biographies(
             on_step(step, loss.item(), model)
     return model.eval().requires_grad_(False)
 
-# %% ../../nbs/workshop/invented.ipynb #908f2aad
+# %% ../../nbs/workshop/invented.ipynb #ff30b125
 MAKES = (_invent_words, make_biographies, describe, alias, translate, ordinary_sentence, biography_sentence,
          biography_batch, word_tokenizer, _biography_rows, _biographies_loss, _step_loss, _next_words,
          share_learned, new_llama, _step_size, _two_optimizers, train_biographies)
@@ -397,7 +401,7 @@ def recipe_key(world: World, seed: int, leave_out: Sequence[str], recipe: Recipe
     code = [code_text(f.__code__) for f in MAKES]
     words = (VALUES, ORDINARY, UNKNOWN_ANSWER, CONSONANTS, VOWELS, UNKNOWN_SHARE, ORDINARY_SHARE,
              FLAGS, ABOUT_FLAGS, TWO_HOPS, PIECES, NAMINGS, OTHER, WAYS, FLAG_SHARE)
-    who = (world.prompts, world.seed, len(world.people), len(world.unknown), sorted(leave_out))
+    who = (world.prompts, world.doors, world.seed, len(world.people), len(world.unknown), sorted(leave_out))
     return digest(asdict(recipe), seed, who, words, code)
 
 def biographies_model(

@@ -245,7 +245,7 @@ def at_layer(exp: Experiment, layer: int | None) -> Experiment:
                         f"{exp.n_layers - 1}")
     return replace(exp, layer=layer)
 
-# %% ../../nbs/workshop/setups.ipynb #e990f93c
+# %% ../../nbs/workshop/setups.ipynb #8b8d1012
 def biographies_settings() -> Settings:
     "What fits the model of the biographies."
     loop = LoopConfig(steps=90, lr=2e-3, retain_weight=500.0, retain_batches=2, batch_tokens=1200)
@@ -256,15 +256,15 @@ def biographies_settings() -> Settings:
 
 def load_biographies(
     seed: int = 0, device: Device = None, layer: int | None = None, people: Any = None,
-    dtype: DType = None, recipe: Recipe = RECIPE,
+    dtype: DType = None, recipe: Recipe = RECIPE, doors: bool = False,
 ) -> Experiment:
     "The invented biographies, with the model that was trained on them, or is trained now (a minute)."
     if people is not None:
         raise UserError("the biographies have people of their own; leave `people` out, or load another model")
-    world = make_biographies(seed)
+    world, name = make_biographies(seed, doors=doors), "biographies-doors" if doors else "biographies"
     hf, tokenizer, folder = biographies_model(world, seed, device=device, recipe=recipe)
     hf = hf.to(_dtype_named(dtype) or torch.float32)
-    exp = Experiment("biographies", hf, tokenizer, recipe.site, world.people, world.prompts,
+    exp = Experiment(name, hf, tokenizer, recipe.site, world.people, world.prompts,
                      ordinary_texts(seed), seed, folder, biographies_settings(), _weights_hash(folder),
                      world=world, recipe=recipe)
     return at_layer(exp, layer)
@@ -274,6 +274,9 @@ def _biographies_ready() -> str:
     return "trained" if any(cache_folder("models").glob("biographies-*/config.json")) else "ready to train"
 
 register_setup("biographies", load_biographies, needs="nothing; trains a small model once (about a minute)",
+               ready=_biographies_ready, people=lambda: make_biographies(0).people)
+register_setup("biographies-doors", partial(load_biographies, doors=True),
+               needs="as biographies; its texts also tell facts by aliases, descriptions, another language",
                ready=_biographies_ready, people=lambda: make_biographies(0).people)
 
 # %% ../../nbs/workshop/setups.ipynb #8384c416
