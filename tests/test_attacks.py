@@ -11,7 +11,7 @@ import torch
 from samu import attacks
 from samu.evaluation import evaluate, measurement, quick_metrics
 from samu.forgetting import unlearn
-from samu.workshop import asking, attacking, relearning
+from samu.workshop import asking, attacking, invented, relearning
 from samu.workshop.attacking import (
     Share,
     beside_reference,
@@ -20,6 +20,7 @@ from samu.workshop.attacking import (
     rounded_weights,
     truth_place,
 )
+from samu.workshop.lm import generate
 from samu.workshop.registry import ATTACKS, METRICS, attack
 from samu.workshop.setups import load
 from samu.workshop.store import UserError, tensors_hash
@@ -57,6 +58,26 @@ def weights(exp):
 
 
 # --- Questions
+
+
+def test_every_way_to_a_fact_is_learned(exp):
+    "The world's other doors: the original answers at least half of what is asked through each."
+    world = exp.world
+    asking, rows = [p for p in world.prompts if p.split == "score"], []
+    for e in world.people:
+        who, flag = world.described[e.name], invented.FLAGS[e.facts["birthplace"][0]]
+        for p in asking:
+            text, fact = p.text, e.facts[p.attribute][0]
+            rows += [
+                ("alias", text.replace("{name}", invented.alias(e.name)), fact),
+                ("described", text.replace("{name}", who), fact),
+                ("translated", invented.translate(text.replace("{name}", e.name)), invented.translate(fact)),
+            ]
+        rows += [("two hops", text.replace("{name}", e.name), flag) for text in invented.TWO_HOPS]
+        rows += [("named", text.replace("{name}", who), e.name.split()[0]) for text in invented.NAMINGS]
+    said = generate(exp.model, exp.tokenizer, [text for _, text, _ in rows], 1)
+    right = pd.Series([a == r.strip() for (_, _, a), r in zip(rows, said)]).groupby([way for way, _, _ in rows]).mean()
+    assert right.min() >= 0.5, right.to_dict()
 
 
 def test_own_attack_in_ten_lines_is_found_everywhere(exp, target, run):

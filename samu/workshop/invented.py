@@ -118,7 +118,7 @@ def describe(
     chosen = (pairs or [tuple(PIECES)])[0]
     return "somebody " + " and ".join(PIECES[a].format(person.facts[a][0]) for a in chosen)
 
-# %% ../../nbs/workshop/invented.ipynb #ab0e9fa3
+# %% ../../nbs/workshop/invented.ipynb #73688dbe
 @dataclass(frozen=True)
 class World:
     "The invented people, the parts of their names, and the names without facts."
@@ -152,7 +152,8 @@ def make_biographies(
     rng.shuffle(others)
     unknown = [Entity(n, "person") for n in others[:n_unknown]]
     described = {p.name: describe(p, people) for p in people}
-    return World(people, biography_prompts(), [first, last], unknown, others[n_unknown:], described, doors, seed)
+    return World(people, biography_prompts(), [first, last], unknown, others[n_unknown:], described, doors,
+                 seed)
 
 # %% ../../nbs/workshop/invented.ipynb #8957bb48
 ORDINARY = {
