@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PART_MODULES', 'DType', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL', 'GEMMA_LR',
            'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment', 'at_layer',
-           'biographies_settings', 'load_biographies', 'reference_group', 'retrained', 'Added', 'read_people',
-           'settings_for', 'with_chat', 'folder_table', 'experiment_card', 'hub_folder', 'convert_gguf', 'gemma_folder',
-           'gemma_settings', 'load_gemma', 'load']
+           'biographies_settings', 'load_biographies', 'load_doors', 'reference_group', 'retrained', 'Added',
+           'read_people', 'settings_for', 'with_chat', 'folder_table', 'experiment_card', 'hub_folder', 'convert_gguf',
+           'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
 # %% ../../nbs/workshop/setups.ipynb #3d65ac05
 import importlib, json, random, re, tempfile
@@ -245,7 +245,7 @@ def at_layer(exp: Experiment, layer: int | None) -> Experiment:
                         f"{exp.n_layers - 1}")
     return replace(exp, layer=layer)
 
-# %% ../../nbs/workshop/setups.ipynb #8b8d1012
+# %% ../../nbs/workshop/setups.ipynb #7d43bcb9
 def biographies_settings() -> Settings:
     "What fits the model of the biographies."
     loop = LoopConfig(steps=90, lr=2e-3, retain_weight=500.0, retain_batches=2, batch_tokens=1200)
@@ -275,7 +275,15 @@ def _biographies_ready() -> str:
 
 register_setup("biographies", load_biographies, needs="nothing; trains a small model once (about a minute)",
                ready=_biographies_ready, people=lambda: make_biographies(0).people)
-register_setup("biographies-doors", partial(load_biographies, doors=True),
+
+def load_doors(
+    seed: int = 0, device: Device = None, layer: int | None = None, people: Any = None,
+    dtype: DType = None,
+) -> Experiment:
+    "The same people, whose facts the training texts also tell in other ways (chapter 08)."
+    return load_biographies(seed, device, layer, people, dtype, doors=True)
+
+register_setup("biographies-doors", load_doors,
                needs="as biographies; its texts also tell facts by aliases, descriptions, another language",
                ready=_biographies_ready, people=lambda: make_biographies(0).people)
 
