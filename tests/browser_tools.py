@@ -225,7 +225,7 @@ KEYS = re.compile(r"Enter|Tab|Home|End|Arrow\w+|Control\+\w")  # anything else i
 
 def press(page, name, control, kind, keys):
     "Focus a control, press keys and type texts."
-    inner = dict(slider=".noUi-handle", menu="select", text="input")[kind]
+    inner = dict(slider=".noUi-handle", text="input")[kind]
     place = page.locator(f".samu-{name}-{control} {inner}").last
     place.scroll_into_view_if_needed()
     place.focus()
@@ -239,6 +239,7 @@ def settle(page, name):
     while pixels(page, name) != last:
         last = pixels(page, name)
         page.wait_for_timeout(700)
+        page.wait_for_function(IDLE, polling=100)
 
 
 def moved(page, name, control, kind, keys, seconds=20):

@@ -26,10 +26,10 @@ WIDGETS = {  # notebook -> explorer, control, kind, keys
         ("text", "text", "text", ["Control+a", "<b>Gita Sabin</b> is", "Enter"]),
         ("cut", "cut", "slider", ["ArrowRight"] * 4),
         ("price", "weight", "slider", ["End"]),
-        ("models", "name", "menu", ["ArrowDown"]),
-        ("models", "attribute", "menu", ["ArrowDown"]),
+        ("models", "name", "slider", ["ArrowRight"]),
+        ("models", "attribute", "slider", ["ArrowRight"]),
         ("race", "step", "slider", ["ArrowLeft"] * 3),
-        ("race", "facts", "menu", ["ArrowDown"]),
+        ("race", "facts", "slider", ["ArrowRight"]),
     ],
     "workshop/explore": [("power", "exponent", "slider", ["ArrowRight"]), ("power", "name", "text", ["!", "Enter"])],
 }
