@@ -16,12 +16,16 @@ LONGEST = [
     "test_real.py",
     "test_families.py",
     "test_cli.py",
+    "test_attacks.py",
+    "test_browser.py",
     "10_real_people.ipynb",
     "05_forgetting.ipynb",
     "08_attacks.ipynb",
     "06_evaluation.ipynb",
     "07_baselines.ipynb",
     "11_many.ipynb",
+    "14_explore.ipynb",
+    "test_course.py",
 ]
 
 
@@ -42,31 +46,34 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
-    if mentions_biographies(item.path):
-        prepare_world_once()
+    for world in worlds_in(item.path):
+        prepare_world_once(world)
 
 
 @functools.cache
-def mentions_biographies(path):
-    return "biographies" in Path(path).read_text(encoding="utf-8")
+def worlds_in(path):
+    "The invented worlds that a file of tests or a notebook loads."
+    text = Path(path).read_text(encoding="utf-8")
+    plain = "biographies" in text.replace("biographies-doors", "")
+    return [name for name, there in (("biographies", plain), ("biographies-doors", "biographies-doors" in text)) if there]
 
 
 @functools.cache
-def prepare_world_once():
-    "Trains and keeps the invented world, unless the cache has it. One worker does it while the other waits."
+def prepare_world_once(world):
+    "Trains and keeps an invented world, unless the cache has it. One worker does it while the other waits."
     from notebook_cases import forked
     from samu.workshop.store import cache_folder
 
-    with FileLock(cache_folder() / "tests.lock"):
-        for _ in forked(prepare_world):
+    with FileLock(cache_folder() / f"tests-{world}.lock"):
+        for _ in forked(prepare_world, world):
             pass
 
 
-def prepare_world(line):
-    "Everything about the invented world that many tests need. What goes wrong here is for the tests to show."
+def prepare_world(world, line):
+    "Everything about an invented world that many tests need. What goes wrong here is for the tests to show."
     import samu
 
-    exp = samu.load("biographies")
+    exp = samu.load(world)
     for part in ("latents", "probes"):
         getattr(exp, part)
     line.send(("done",))
