@@ -150,7 +150,7 @@ def page(weight=500, empty=True, turned=False, step=True):
 
 def attacked(text=None, of=None):
     from samu.entities import questions
-    from samu.workshop.attacking import in_new_words
+    from samu.workshop.asking import in_new_words
 
     def my_attack(exp, entity, helpers):
         asked = questions([entity], exp.prompts)
