@@ -245,7 +245,7 @@ def at_layer(exp: Experiment, layer: int | None) -> Experiment:
                         f"{exp.n_layers - 1}")
     return replace(exp, layer=layer)
 
-# %% ../../nbs/workshop/setups.ipynb #7d43bcb9
+# %% ../../nbs/workshop/setups.ipynb #c1f6ccd7
 def biographies_settings() -> Settings:
     "What fits the model of the biographies."
     loop = LoopConfig(steps=90, lr=2e-3, retain_weight=500.0, retain_batches=2, batch_tokens=1200)
@@ -276,12 +276,9 @@ def _biographies_ready() -> str:
 register_setup("biographies", load_biographies, needs="nothing; trains a small model once (about a minute)",
                ready=_biographies_ready, people=lambda: make_biographies(0).people)
 
-def load_doors(
-    seed: int = 0, device: Device = None, layer: int | None = None, people: Any = None,
-    dtype: DType = None,
-) -> Experiment:
+def load_doors(**options: Any) -> Experiment:  # as those of `load_biographies`
     "The same people, whose facts the training texts also tell in other ways (chapter 08)."
-    return load_biographies(seed, device, layer, people, dtype, doors=True)
+    return load_biographies(doors=True, **options)
 
 register_setup("biographies-doors", load_doors,
                needs="as biographies; its texts also tell facts by aliases, descriptions, another language",
