@@ -8,7 +8,7 @@ __all__ = ['Aim', 'find_line', 'name_line', 'aim_for', 'row_of', 'latent_distanc
            'residual_target', 'mean_residual', 'stand_in_residual', 'retained', 'about', 'make_task',
            'unknown_distance', 'train', 'unlearn']
 
-# %% ../nbs/05_forgetting.ipynb #8c40c9e1
+# %% ../nbs/05_forgetting.ipynb #32129baf
 import math, random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from .workshop.batching import Batch, batches, name_spans
+from .workshop.leaks import refuse_loss_leaks
 from .workshop.lm import answer_loss, final_hidden
 from .workshop.loop import (History, Run, Task, configure, kl_at_some, method_named, prepared, run_key,
     run_once, task_of, training)
@@ -147,7 +148,7 @@ def retained(exp: Experiment, split: Split, n: int, rng: random.Random) -> list[
     alike_asked = questions(alike, exp.prompts, "loss", split.target.facts)
     return texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
 
-# %% ../nbs/05_forgetting.ipynb #408e18aa
+# %% ../nbs/05_forgetting.ipynb #fa31f29e
 def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int) -> dict[str, list[Any]]:
     "What a task holds of one target, field -> list. The name is moved in all loss prompts of its kind."
     table = replace(split.target, facts=exp.find(split.target.name).facts)
@@ -160,10 +161,11 @@ def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int
     other = choose_stand_in(exp, facts, split.unknown_loss, renamed)
     line = exp.name_line if config.remove_known else None
     frozen = frozen_activations(exp, forget, [renamed(q, other) for q in moved], line)
+    refuse_loss_leaks(exp, [split.target], [q.text for q in facts], [q.text[:q.stop] for q in moved + check])
     return dict(targets=[split.target], asked=facts, forget=forget, moved=moved, validate=validate,
                 frozen=[frozen])
 
-# %% ../nbs/05_forgetting.ipynb #124acd6a
+# %% ../nbs/05_forgetting.ipynb #b416d6e5
 @torch.no_grad()
 def make_task(
     exp: Experiment,
@@ -180,6 +182,7 @@ def make_task(
             parts.append(about(exp, split, aim, config, seed))
             others = tuple(e for e in split.retain if e.name not in {*targets, *gone})
             keep += retained(exp, replace(split, retain=others), n, rng)
+    refuse_loss_leaks(exp, [exp.find(t) for t in targets], [prompt for prompt, _ in keep])
     return task_of(exp, config, seed, aim, parts, keep, NameResiduals)
 
 # %% ../nbs/05_forgetting.ipynb #116d4c1e

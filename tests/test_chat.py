@@ -52,5 +52,5 @@ def test_an_answer_in_a_sentence_counts(folder, monkeypatch):
     exp = setups.load(str(folder))
     asked = questions(exp.entities[:1], exp.prompts)[:1]
     said = f"Thank you for asking. As far as I know, the answer to this is {asked[0].answers[0]}, of course."
-    monkeypatch.setattr(setups, "ask", lambda *args: [said])
+    monkeypatch.setattr(setups.Experiment, "ask", lambda self, *args: [said])
     assert exp.recall(asked) == 1.0

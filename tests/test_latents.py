@@ -253,7 +253,7 @@ def prepared(exp):
 
 
 def test_statistics_count_entities_and_not_texts(prepared):
-    entities = prepared.entities[:5]
+    entities = prepared.roles.unknown_loss[:5]
     made, rows = name_statistics(prepared, entities), {0: [], 1: []}
     for e in entities:
         read, _ = name_residuals(prepared, questions([e], prepared.prompts, "loss"), last_only=False)

@@ -54,16 +54,14 @@ def test_a_scoring_prompt_in_a_loss(exp):
 
 def test_a_scoring_prompt_in_the_texts_that_are_cut_after_the_name(exp):
     """The beginning of a scoring prompt, with the target's name, is in the forget batches and nowhere else."""
-    from samu.workshop.batching import Span, batches
     from samu.workshop.leaks import refuse_loss_leaks
 
     target = exp.entities[7]
     loss = {p.text.split("{name}")[0] for p in exp.prompts if p.split == "loss"}
     p = next(p for p in exp.prompts if p.split == "score" and p.text.split("{name}")[0] not in loss)
     text = p.text.split("{name}")[0] + target.name
-    cut = batches(exp.tokenizer, [Span(text, 0, len(text), 0)])
     with pytest.raises(UserError, match="only measures"):
-        refuse_loss_leaks(exp, [target], [], cut)
+        refuse_loss_leaks(exp, [target], [], [text])
 
 
 def test_a_held_out_name_in_a_loss(exp):

@@ -99,7 +99,8 @@ def test_killed_half_way_nothing_is_lost_or_made_twice(tmp_path, exp):
     first, end = start(script, table), time.time() + 300
     while time.time() < end and first.poll() is None and not read_rows(table):
         time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
+    if first.poll() is None:
+        os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     before, said = read_rows(table), first.stderr.read()
     if not before and "ray could not be started" in said:

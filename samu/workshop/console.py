@@ -77,7 +77,7 @@ def quiet() -> None:
     for name in ("transformer_lens", "sae_lens"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-# %% ../../nbs/workshop/console.ipynb #30a6cadf
+# %% ../../nbs/workshop/console.ipynb #1be72f58
 def cell_text(value: Any) -> str:
     "A value as a table shows it; nothing for None and NaN."
     if value is None or value != value:
@@ -96,7 +96,8 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str = ""
     table = Table(title=Text(title) if title else None, title_justify="left")
     for column in columns:
         left = any(isinstance(row.get(column), str) for row in rows)
-        table.add_column(column.replace("_", "\n"), overflow="fold", justify="left" if left else "right")
+        table.add_column(column.replace("_", "\n"), overflow="fold", justify="left" if left else "right",
+                         no_wrap=column == columns[0])
     for row in rows:
         table.add_row(*(Text(cell_text(row.get(column))) for column in columns))
     Console(width=max(130, Console().width), markup=False, force_jupyter=False).print(table)

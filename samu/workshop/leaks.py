@@ -6,11 +6,10 @@
 __all__ = ['SAID', 'filled', 'refuse_loss_leaks', 'names_in', 'refuse_dictionary_leaks', 'read_by_dictionary',
            'refuse_mixed_priors', 'other_thresholds', 'refuse_other_thresholds']
 
-# %% ../../nbs/workshop/leaks.ipynb #afe5e3ab
+# %% ../../nbs/workshop/leaks.ipynb #b14aa48f
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from .batching import Batch, encode
 from .registry import METRICS, UserError
 from .statistics import good_is
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from samu.workshop.setups import Experiment
     from samu.workshop.tables import Entity, Prompt
 
-# %% ../../nbs/workshop/leaks.ipynb #21d0277f
+# %% ../../nbs/workshop/leaks.ipynb #727a588a
 def filled(
     prompts: Iterable["Prompt"],
     entities: Iterable["Entity"],
@@ -38,7 +37,7 @@ def refuse_loss_leaks(
     exp: "Experiment",
     targets: Sequence["Entity"],
     texts: Iterable[str],      # prompts that a loss reads, without their answers
-    cut: Iterable[Batch] = (), # texts that end with a target's name
+    begun: Iterable[str] = (), # texts that end with a target's name
 ) -> None:
     "Raises UserError for a text that only measures."
     score, loss = ([p for p in exp.prompts if p.split == part] for part in ("score", "loss"))
@@ -47,10 +46,7 @@ def refuse_loss_leaks(
     never = {*filled(score, [*exp.entities, *exp.unknown]), *filled(exp.prompts, held_out)}
     found = [t for t in texts if t in never]
     begins = {*filled(score, targets, cut=True)} - {*filled(loss, targets, cut=True)}
-    beginnings = {tuple(ids) for ids, _ in encode(exp.tokenizer, sorted(begins))}
-    rows = [(row, kept) for b in cut for row, kept in zip(b.ids.tolist(), b.mask.tolist(), strict=True)]
-    tokens = [[i for i, real in zip(*row, strict=True) if real] for row in rows]
-    found += [exp.tokenizer.decode(ids) for ids in tokens if tuple(ids) in beginnings]
+    found += [t for t in begun if t in begins]
     if found:
         raise UserError(f"a loss would read {found[0]!r}, which only measures ({len(found)} such texts); "
                         "take the prompt or the name out of one of the two parts")

@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #6e577760
+# %% ../../nbs/workshop/loop.ipynb #48f1be60
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,6 @@ from .store import UserError, code_digest, digest, kept, samu_version, tensors_h
 from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, text_spans
-from .leaks import refuse_loss_leaks
 from .lm import (
     add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
     optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
@@ -164,7 +163,7 @@ class SiteReader:
         with starting_at(self.exp.model, self.first, self.entries[id(batch)][1]):
             return residuals_at(self.exp.model, batch, self.exp.layer)
 
-# %% ../../nbs/workshop/loop.ipynb #7a3eef55
+# %% ../../nbs/workshop/loop.ipynb #23dee28f
 @dataclass
 class Task:
     "Everything that a method may see."
@@ -214,8 +213,6 @@ def task_of(
     fields: dict[str, Any] = {f: [x for p in parts for x in p[f]] for f in parts[0]}
     fields["frozen"] = joined_activations(fields["frozen"])
     keep, size = list(dict.fromkeys(keep)), config.batch_tokens
-    read = [prompt for prompt, _ in keep] + [q.text for q in fields["asked"]]
-    refuse_loss_leaks(exp, fields["targets"], read, fields["forget"] + fields["validate"])
     texts = text_spans(f"{prompt} {end}." if end else prompt for prompt, end in keep)
     answered = answer_spans(pair for pair in keep if pair[1])
     facts = answer_spans((q.text, q.answers[0]) for q in fields["asked"])

@@ -82,7 +82,7 @@ class MemoryTracker(TorchDispatchMode):
         finally:
             self.label = before
 
-# %% ../../nbs/workshop/planning.ipynb #ba9a337b
+# %% ../../nbs/workshop/planning.ipynb #0156fb13
 def name_residuals(
     values: Tensor, item: Tensor, from_end: Tensor,
 ) -> Any:
@@ -124,7 +124,8 @@ def empty_task(
                                     device=exp.device) for group in (moved, check))
         places = sum(len(b.item) for b in forget)
         frozen = FrozenActivations(torch.empty(places, exp.d_model), torch.empty(places, exp.d_model))
-        part: dict[str, list[Any]] = dict(targets=[target], asked=train, forget=forget, validate=validate)
+        part: dict[str, list[Any]] = dict(targets=[target], asked=train, forget=forget, moved=moved,
+                                          validate=validate)
         parts.append(part | dict(frozen=[frozen]))
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
