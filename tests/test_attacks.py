@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from samu import attacks
-from samu.evaluation import evaluate, measurement, quick_metrics
+from samu.evaluation import measurement, quick_metrics
 from samu.forgetting import unlearn
 from samu.workshop import asking, attacking, invented, relearning
 from samu.workshop.attacking import (
@@ -21,6 +21,7 @@ from samu.workshop.attacking import (
     truth_place,
 )
 from samu.workshop.lm import generate
+from samu.workshop.measuring import holding
 from samu.workshop.registry import ATTACKS, METRICS, attack
 from samu.workshop.setups import load
 from samu.workshop.store import UserError, tensors_hash
@@ -50,7 +51,7 @@ def run(exp, target):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(relearning, "SMALL_ATTACK", relearning.Relearning(3e-4, steps=4))
+    monkeypatch.setattr(relearning, "SMALL_ATTACK", relearning.Relearning(3e-4, steps=4, every=4))
 
 
 def weights(exp):
@@ -91,7 +92,9 @@ def test_own_attack_in_ten_lines_is_found_everywhere(exp, target, run):
     try:
         row = attacks.attack_table(measurement(exp, target)).set_index("attack").loc["twice"]
         assert row.questions == 15 and row.original > 0.5 and row.prior < 0.1
-        assert evaluate(run, ["attack_recall"]).attack_recall <= 0.1
+        with holding(run):
+            after = attacks.attack_table(measurement(exp, target, run)).set_index("attack").loc["twice"]
+        assert after.recall <= 0.1
         with pytest.raises(UserError, match="already registered"):
             attack("twice")(lambda exp, entity, helpers: [])
     finally:
@@ -130,7 +133,8 @@ def test_original_and_prior_are_the_originals(exp, target, run):
     finally:
         run.restore()
     pd.testing.assert_frame_equal(before[["original", "prior"]], after[["original", "prior"]])
-    assert (before.recall == before.original).all() and after.recall.max() <= 0.1
+    assert (before.recall == before.original).all()
+    assert after.recall.drop(["description", "fact_to_name"]).max() <= 0.1  # these two do not name the person
 
 
 def test_a_reply_is_long_enough_for_a_name(exp, target):

@@ -52,7 +52,7 @@ QUICK = [
 @pytest.fixture(scope="module")
 def exp():
     "The biographies."
-    made = load("biographies")
+    made = load("biographies-doors")
     made.roles, made.latents, made.centroids, made.probes
     return made
 

@@ -169,7 +169,7 @@ def test_a_table_for_the_biographies_is_refused(samu, folder):
 
 def test_setups(samu):
     rows = cells(good(samu("setups")))
-    assert [r[0] for r in rows if r[0]] == ["biographies", "gemma-3-270m"]
+    assert [r[0] for r in rows if r[0]] == ["biographies", "biographies-doors", "gemma-3-270m"]
 
 
 def test_cache_is_listed_and_cleared(samu, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from samu.entities import questions
+from samu.entities import few_prompts, questions
 from samu.latents import mean_latents, name_statistics, separation_scores, steer, top_texts, worst_over_kinds
 from samu.residuals import name_residuals, partners, patch_recall, patched_answers
 from samu.saes import pre_activations, sae_digest, sae_quality, text_residuals
@@ -254,9 +254,10 @@ def prepared(exp):
 
 def test_statistics_count_entities_and_not_texts(prepared):
     entities = prepared.roles.unknown_loss[:5]
+    read_in = few_prompts(prepared.prompts, prepared.settings.grading_prompts, "loss")
     made, rows = name_statistics(prepared, entities), {0: [], 1: []}
     for e in entities:
-        read, _ = name_residuals(prepared, questions([e], prepared.prompts, "loss"), last_only=False)
+        read, _ = name_residuals(prepared, questions([e], read_in, "loss"), last_only=False)
         for row in rows:
             rows[row].append(read.values[read.from_end == row])
     for row, per_entity in rows.items():
