@@ -8,12 +8,11 @@ __all__ = ['Aim', 'find_line', 'name_line', 'aim_for', 'row_of', 'latent_distanc
            'residual_target', 'mean_residual', 'stand_in_residual', 'retained', 'about', 'make_task',
            'unknown_distance', 'train', 'unlearn']
 
-# %% ../nbs/05_forgetting.ipynb #32129baf
-import math, random
+# %% ../nbs/05_forgetting.ipynb #9fd40361
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-import torch, torch.nn.functional as F
+import math, random, torch, torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from .workshop.batching import Batch, batches, name_spans
