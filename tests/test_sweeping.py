@@ -114,6 +114,7 @@ def test_killed_half_way_nothing_is_lost_or_made_twice(tmp_path, exp):
         pytest.skip(BUSY)
     after = read_rows(table)
     assert "4 rows {}" in out, err[-2000:]
-    assert after[:len(before)] == before and len(after) == 4
+    filled = [[{k: v for k, v in r.items() if v != ""} for r in rows] for rows in (before, after)]
+    assert filled[1][:len(before)] == filled[0] and len(after) == 4  # later rows may bring further columns
     cells = {(r["method"], r["target"], r["seed"]) for r in after}
     assert len(cells) == 4 and {r["method"] for r in after} == {"original", "triplet"}

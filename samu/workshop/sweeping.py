@@ -72,7 +72,7 @@ def known_among(
         raise UserError("none of these people can be forgotten; the first: " + next(iter(bad.values()), "-"))
     return good, bad
 
-# %% ../../nbs/workshop/sweeping.ipynb #38c0e13a
+# %% ../../nbs/workshop/sweeping.ipynb #802b6f62
 HERE: dict[str, Any] = {}  # in a worker: what it took from the store
 
 def make_row(
@@ -100,7 +100,8 @@ def start_ray(
     except ImportError:
         raise UserError("a sweep needs the package ray; run pip install 'ray>=2.40'") from None
     quiet = dict(log_to_driver=False, logging_level="ERROR")
-    where = dict(address=address) if address else dict(num_cpus=workers, include_dashboard=False)
+    own = dict(address="local", num_cpus=workers, include_dashboard=False)
+    where = dict(address=address) if address else own
     for last in (False, False, False, True):  # its agents have 15 seconds, too few on a busy machine
         try:
             ray.init(**where, **quiet)
@@ -218,8 +219,8 @@ class Sweep:
                 todo.append(job)
         progress.running = []
 
-# %% ../../nbs/workshop/sweeping.ipynb #3c667dfe
-PREPARED = ("roles", "sae", "latents", "centroids", "name_scale", "probes")
+# %% ../../nbs/workshop/sweeping.ipynb #30ac9a0b
+PREPARED = ("roles", "sae", "latents", "centroids", "name_line", "probes")
 
 @contextmanager
 def alone(
