@@ -241,7 +241,7 @@ def test_audit_page(exp, tmp_path, watched):
         run.restore()
     page = watched.page
     page.goto((tmp_path / "audit" / "audit.html").as_uri())
-    assert page.locator("h1").inner_text() == "Has it been forgotten?"
+    assert "forgotten" in page.locator("h1").inner_text()  # the verdict comes first
     assert page.locator("img").count() >= 3 and page.locator("script").count() == 0
     assert page.locator(".verdict").count() > 10
     assert page.locator("img").evaluate_all("all => all.every(i => i.naturalWidth > 100)")
