@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unknown_reads', 'in_directions', 'random_dictionary', 'pca_dictionary', 'random_stand_in']
 
-# %% ../nbs/10_real_people.ipynb #3a6c7fb6
+# %% ../nbs/10_real_people.ipynb #d4b3bcbe
 import random
 from collections.abc import Callable
 import torch
@@ -15,14 +15,12 @@ from .workshop.registry import method
 from .workshop.targets import FrozenActivations, frozen_activations
 from .entities import renamed, split_for
 from .forgetting import Aim, stand_in, stand_in_residual
-from .latents import last_tokens
+from .latents import last_tokens, reads_of
 from .residuals import NameResiduals
 
 def unknown_reads(task: Task) -> Tensor:  # [tokens, d_model]
     "Residuals of the original model at the last tokens of unknown names that losses may see."
-    read, names = task.exp.loss_reads
-    last, unknown = last_tokens(read), {e.name for e in task.exp.roles.unknown_loss}
-    return last.values[torch.tensor([n in unknown for n in names], device=last.item.device)[last.item]]
+    return last_tokens(reads_of(task.exp, task.exp.roles.unknown_loss)).values
 
 # %% ../nbs/10_real_people.ipynb #42c3b156
 def in_directions(task: Task, W: Tensor) -> Callable[[int], Tensor]:  # W [d_model, directions]

@@ -30,8 +30,8 @@ from .entities import Split, namesakes, questions, renamed, split_for
 from .residuals import NameResiduals
 from .saes import pre_activations
 
-# %% ../nbs/05_forgetting.ipynb #7358bc73
-from .latents import Centroids, last_tokens, loss_reads
+# %% ../nbs/05_forgetting.ipynb #c81fbcca
+from .latents import Centroids, last_tokens, loss_reads, reads_of
 
 @dataclass
 class Aim(Centroids):
@@ -41,13 +41,11 @@ class Aim(Centroids):
     n_known: int      # how many of them are known latents
     scale: Tensor     # [d_model], variance of each coordinate over unknown names: a unit for squares
 
-# %% ../nbs/05_forgetting.ipynb #c437260b
+# %% ../nbs/05_forgetting.ipynb #5b658c49
 def find_line(exp: Experiment) -> KnownLine:
     "The line from unknown to known names at their last tokens, and the unit of squared distances."
-    read, names = exp.loss_reads
-    last, unknown = last_tokens(read), {e.name for e in exp.roles.unknown_loss}
-    at = torch.tensor([name in unknown for name in names], device=exp.device)[last.item]
-    return known_line(last.values[at], last.values[~at])
+    groups = exp.roles.unknown_loss, exp.roles.retain
+    return known_line(*(last_tokens(reads_of(exp, group)).values for group in groups))
 
 @part
 def name_line(exp: Experiment) -> KnownLine:

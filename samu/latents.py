@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_NAMES', 'SELECTED', 'separation_scores', 'mean_latents', 'read_names', 'worst_over_kinds', 'loss_reads',
-           'last_tokens', 'scores_by_kind', 'Latents', 'find_latents', 'latents', 'top_texts', 'Centroids',
+           'reads_of', 'last_tokens', 'scores_by_kind', 'Latents', 'find_latents', 'latents', 'top_texts', 'Centroids',
            'name_statistics', 'find_centroids', 'centroids', 'steer']
 
 # %% ../nbs/04_latents.ipynb #ea81cc68
@@ -67,13 +67,19 @@ def worst_over_kinds(by_kind: Tensor) -> Tensor:  # [d_sae]
     low, high = by_kind.min(0).values, by_kind.max(0).values
     return low.clamp(min=0) + high.clamp(max=0)
 
-# %% ../nbs/04_latents.ipynb #ff709cf1
+# %% ../nbs/04_latents.ipynb #bd39091b
 @part
 def loss_reads(exp: Experiment) -> tuple[NameResiduals, list[str]]:
     "Residuals at all tokens of the names that losses may see, in loss prompts, and these names; read once."
     prompts = few_prompts(exp.prompts, exp.settings.grading_prompts, "loss")
     asked = questions([*exp.roles.retain, *exp.roles.unknown_loss], prompts, "loss")
     return name_residuals(exp, asked, last_only=False)
+
+def reads_of(exp: Experiment, entities: Sequence[Entity]) -> NameResiduals:
+    "Those of some of these names, with the item numbers that they have among all."
+    (read, names), wanted = exp.loss_reads, {e.name for e in entities}
+    mine = torch.tensor([name in wanted for name in names], device=exp.device)[read.item]
+    return NameResiduals(read.values[mine], read.item[mine], read.from_end[mine])
 
 def last_tokens(read: NameResiduals) -> NameResiduals:
     "The last token of each name."
@@ -168,16 +174,15 @@ class Centroids:
     on_unknown: Tensor     # [2, d_sae], mean activation over unknown entities
     mean_residual: Tensor  # [2, d_model], mean residual over unknown entities
 
-# %% ../nbs/04_latents.ipynb #9b2c5e08
+# %% ../nbs/04_latents.ipynb #ded06f37
 @torch.no_grad()
 def name_statistics(
     exp: Experiment, entities: Sequence[Entity],  # that losses may see; each counts once
 ) -> dict[str, Tensor]:  # z, sd, a: [2, d_sae]; h (residual): [2, d_model]; rows as in `Centroids`
     "Statistics over entities at the last and at the earlier tokens of their names."
-    (read, names), wanted, rows = exp.loss_reads, {e.name for e in entities}, []
-    mine = torch.tensor([name in wanted for name in names], device=exp.device)[read.item]
+    read, rows = reads_of(exp, entities), []
     for at in (read.from_end == 0, read.from_end > 0):
-        at = mine & (at if (at & mine).any() else ~at)  # names of one token have no earlier ones
+        at = at if at.any() else ~at  # names of one token have no earlier ones
         there, item = read.item[at].unique(return_inverse=True)
         means = mean_latents(exp.sae, read.values[at], item, len(there))
         weight = 1 / item.bincount()[item] / len(there)
