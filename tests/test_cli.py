@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from samu.workshop import console
 from samu.workshop.invented import make_biographies
 from samu.workshop.privacy import read_card
@@ -54,18 +55,8 @@ def samu(folder, monkeypatch, capfd):
     "Runs `samu` in this process: (exit code, what it printed, what it complained about)."
 
     def call(*args):
-        from samu.cli import main
-
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["samu", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "100")
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        return code, out, err
+        return tiny.run_samu(monkeypatch, capfd, args, columns=100)
 
     return call
 

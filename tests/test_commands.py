@@ -1,6 +1,5 @@
 "The commands around a run: check, plan, purge, benchmark, and options from a file."
 import json
-import sys
 
 import pytest
 import tiny
@@ -21,18 +20,9 @@ def samu(tmp_path, monkeypatch, capfd):
     "Runs `samu` in this process: (exit code, what it printed, what it complained about)."
 
     def call(*args):
-        from samu.cli import main
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("SAMU_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(sys, "argv", ["samu", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        return code, out, err
+        return tiny.run_samu(monkeypatch, capfd, args, columns=200)
 
     return call
 

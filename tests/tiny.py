@@ -8,6 +8,7 @@ import csv
 import functools
 import random
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -116,3 +117,18 @@ def own_answers(file, hf, tok, names, kind="person", attributes=("town", "job", 
         rows.writerow(["name", "kind", "attribute", "answers"])
         rows.writerows([n, kind, a, "|".join(said)] for (n, a), said in facts.items())
     return Path(file)
+
+
+def run_samu(monkeypatch, capfd, args, columns):
+    "Runs the command line in this process: exit code, what it printed, what it complained about."
+    from samu.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["samu", *map(str, args)])
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capfd.readouterr()
+    return code, out, err
