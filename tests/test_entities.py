@@ -9,7 +9,8 @@ import pytest
 import samu.entities
 from samu.entities import few_prompts, grade_replies, namesakes, questions, recall, renamed, split_for
 from samu.workshop.invented import OTHER, UNKNOWN_ANSWER, alias, biography_batch, make_biographies
-from samu.workshop.names import grade_unknown, matched_names
+from samu.workshop.leaks import names_in, refuse_dictionary_leaks
+from samu.workshop.names import grade_unknown, made_names, matched_names
 from samu.workshop.registry import UserError
 from samu.workshop.setups import Experiment, LoopConfig, Settings
 from samu.workshop.tables import (Entity, Prompt, Question, check_prompts, default_prompts, find_entity, is_right,
@@ -217,6 +218,24 @@ def test_unknown_names_and_texts_for_the_sae_share_no_name(real):
     joined = "\n".join(texts)
     assert not [e.name for e in real.unknown if f"{e.name} " in joined and not any(e.name in x.name for x in real.entities)]
     assert set(texts[:5]) <= {*real.ordinary["loss"], *texts} and any(e.name in joined for e in real.entities)
+
+
+def test_a_dictionary_reads_no_name_that_measures_as_unknown():
+    "People of the table whom the model does not know are unknown names too, and some of them only measure."
+    few = [e.name for e in real_entities() if e.kind == "author"][:10]
+    exp = toy(grade=dict.fromkeys(few, "unknown"))
+    scored = [e.name for e in exp.roles.unknown_score]
+    assert set(few) & set(scored)
+    texts = exp.sae_texts(10**6)
+    assert refuse_dictionary_leaks(exp, texts) == texts and names_in(texts, few)
+
+
+def test_unknown_names_are_no_words_of_a_text_or_of_a_name(real):
+    text = " ".join([*real.ordinary["loss"], *(e.name for e in real.entities)])
+    assert not {e.name for e in made_names(real.entities, Letters(), lambda n: 60, 0)} & set(text.split())
+    word = next(e.name for e in real.unknown if " " not in e.name)
+    told = replace(real, ordinary={"loss": [f"It says {word}, loudly."], "score": []})
+    assert word not in {e.name for e in told.unknown}
 
 
 def test_namesakes(real):

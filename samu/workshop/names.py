@@ -53,7 +53,7 @@ def matched_names(
                         "give more entities of this kind")
     return out
 
-# %% ../../nbs/workshop/names.ipynb #4b01c5c1
+# %% ../../nbs/workshop/names.ipynb #6eb2ed7e
 def made_names(
     entities: Sequence[Entity], tokenizer: Any, n: Callable[[int], int], seed: int, avoid: Iterable[str] = (),
     share: float = 0.0,
@@ -62,7 +62,7 @@ def made_names(
     def count(name: str) -> int:
         return len(tokenizer("I met " + name, add_special_tokens=False)["input_ids"])
 
-    taken = [e.name for e in entities] + list(avoid)
+    taken = [part for e in entities for part in (e.name, *e.name.split())] + list(avoid)
     out: list[Entity] = []
     for kind in dict.fromkeys(e.kind for e in entities):
         mine = [e.name for e in entities if e.kind == kind]

@@ -9,11 +9,12 @@ __all__ = ['PART_MODULES', 'DType', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEM
            'read_people', 'settings_for', 'with_chat', 'folder_table', 'experiment_card', 'hub_folder', 'convert_gguf',
            'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #3d65ac05
+# %% ../../nbs/workshop/setups.ipynb #34a4c60f
 import importlib, json, random, re, tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -178,14 +179,16 @@ class Experiment(Parts):
         right = [is_right(r, q.answers) for r, q in zip(self.ask(questions), questions, strict=True)]
         return sum(right) / max(1, len(right))
 
-# %% ../../nbs/workshop/setups.ipynb #fd40d941
+# %% ../../nbs/workshop/setups.ipynb #d2e35e75
 @part
 def unknown(exp: Experiment) -> list[Entity]:
     "Names without facts that look like the known ones."
     if exp.world is not None:
         return exp.world.unknown
     n = exp.settings.unknown_names
-    return made_names(exp.entities, exp.tokenizer, lambda known: n, exp.seed, share=0.4)
+    texts = [*chain(*exp.ordinary.values()), *chain(*(a for e in exp.entities for a in e.facts.values()))]
+    words = {word.strip(".,;:!?\"'()") for text in texts for word in text.split()}
+    return made_names(exp.entities, exp.tokenizer, lambda known: n, exp.seed, words, share=0.4)
 
 @part
 def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
@@ -195,10 +198,10 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     def few(known: int) -> int:
         return max(round(0.8 * known), min(60, round(1.5 * known)))
 
-    avoid = [e.name for e in exp.unknown]
-    others = made_names(exp.entities, exp.tokenizer, few, exp.seed + 1000, avoid)
+    never = {e.name for e in exp.roles.unknown_score}
+    others = made_names(exp.entities, exp.tokenizer, few, exp.seed + 1000, [e.name for e in exp.unknown])
     texts = []
-    for e in [*exp.entities, *others]:
+    for e in [e for e in [*exp.entities, *others] if e.name not in never]:
         asking = [p for p in exp.prompts if p.kind == e.kind and p.split == "loss"]
         if e.facts:
             asking = [p for p in asking if p.attribute in e.facts]
