@@ -189,7 +189,7 @@ def unknown_distance(task: Task) -> Tensor:  # [], about 1 for an unknown name
     now = task.names_now(task.validate)
     return latent_distance(now, task.aim, task.aim.mu_unknown[row_of(now)])[:, task.aim.selected].mean()
 
-# %% ../nbs/05_forgetting.ipynb #d6c79d91
+# %% ../nbs/05_forgetting.ipynb #542d3a41
 def train(task: Task, method: Method, timer: Timer) -> History:
     "The loop. Changes the model in place; whatever interrupts it, the weights are put back."
     config, history = task.config, History(task.config, method.stops and len(task.targets) == 1)
@@ -201,7 +201,7 @@ def train(task: Task, method: Method, timer: Timer) -> History:
                 forget, kept = loss(task.step), torch.zeros((), device=task.exp.device)
                 forget.backward()
                 for batch in drawn:  # one graph at a time: gradients add up, memory does not
-                    part = RETAIN[method.retain].loss(task, batch) / len(drawn)
+                    part = RETAIN[config.retain].loss(task, batch) / len(drawn)
                     (config.retain_weight * part).backward()
                     kept += part.detach()
                 trainer.step()

@@ -75,7 +75,7 @@ def together(tasks: Sequence[Task]) -> Task:
     return replace(tasks[-1], targets=targets, forget=forget, frozen=frozen, validate=validate, asked=asked,
                    answers=batches(exp.tokenizer, spans, device=exp.device))
 
-# %% ../nbs/11_many.ipynb #48cff978
+# %% ../nbs/11_many.ipynb #b7268241
 Turn = tuple[Callable[[int], Tensor], list[list[Batch]]]  # step -> forget loss, retained batches of each step
 
 def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
@@ -86,7 +86,7 @@ def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
         gone = [e.name for t in tasks[:i + 1] for e in t.targets]
         pool = without_names(task.exp, [*pool, *task.retain], gone)
         losses = [method.prepare(task)] + ([method.prepare(together(tasks[:i]))] if i else [])
-        draws = replace(task, retain=pool).draws(method.retain)
+        draws = replace(task, retain=pool).draws(task.config.retain)
         for batch in {id(b): b for drawn in draws for b in drawn if b.frozen is None}.values():
             with torch.no_grad():
                 batch.frozen = task.read(batch)
@@ -97,7 +97,7 @@ def mean_of(losses: Sequence[Callable[[int], Tensor]]) -> Callable[[int], Tensor
     "The mean of several losses of a step."
     return lambda step: torch.stack([loss(step) for loss in losses]).mean()
 
-# %% ../nbs/11_many.ipynb #cde52c2a
+# %% ../nbs/11_many.ipynb #6e4dd1e2
 def train_in_turn(tasks: Sequence[Task], method: Method, timer: Timer) -> History:
     "Forget one after another, rehearsing. Changes the model in place."
     task = tasks[0]
@@ -110,7 +110,7 @@ def train_in_turn(tasks: Sequence[Task], method: Method, timer: Timer) -> Histor
                 trainer.schedule = type(trainer.schedule)(trainer.optimizer, trainer.schedule.lr_lambdas[0])
                 for step, drawn in enumerate(draws):
                     forget = loss(step)
-                    parts = [RETAIN[method.retain].loss(task, b) for b in drawn] or [forget * 0]
+                    parts = [RETAIN[task.config.retain].loss(task, b) for b in drawn] or [forget * 0]
                     kept = torch.stack(parts).mean()
                     (forget + task.config.retain_weight * kept).backward()
                     trainer.step()

@@ -91,7 +91,7 @@ def measure(exp, method, wishes, steps, people=1):
             for drawn in draws:
                 loss(0).backward()
                 for batch in drawn:
-                    (RETAIN[chosen.retain].loss(task, batch) / len(drawn)).backward()
+                    (RETAIN[task.config.retain].loss(task, batch) / len(drawn)).backward()
                 trainer.step()
                 timer.lap()
     return dict(step_ms=round(timer.step_ms, 2), peak_gb=round(timer.peak_mb * 2**20 / 1e9, 3))

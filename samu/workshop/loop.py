@@ -55,7 +55,7 @@ def method_named(name: str) -> Method:
 
     return Method(name, prepare, about=f"{name} on the residuals at the target's name")
 
-# %% ../../nbs/workshop/loop.ipynb #ed1546bb
+# %% ../../nbs/workshop/loop.ipynb #d836ad8b
 def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> LoopConfig:
     "The settings of a run: class < setup < method < tuned < caller (None = no wish). Raises UserError."
     names = [f.name for f in fields(LoopConfig)]
@@ -64,7 +64,7 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
             raise UserError(f"there is no setting {name!r}; {hint}")
-    own: dict[str, Any] = {"lr": settings.loop.lr * method.lr_times}
+    own: dict[str, Any] = {"lr": settings.loop.lr * method.lr_times, "retain": method.retain}
     for name in ("steps", "retain_weight"):
         if getattr(method, name) is not None:
             own[name] = getattr(method, name)
@@ -72,6 +72,8 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
         own |= {"blocks": method.blocks, "weights": method.weights}
     asked = {k: v for k, v in wishes.items() if v is not None}
     config = replace(settings.loop, **{**own, **settings.tuned.get(method.name, {}), **asked})
+    if config.retain != "none":
+        RETAIN.get_or_raise(config.retain)
     for name, least in dict(steps=1, check_every=1, retain_batches=0, lora_rank=0).items():
         if getattr(config, name) < least:
             raise UserError(f"{name} must be at least {least}, not {getattr(config, name)}")
@@ -163,7 +165,7 @@ class SiteReader:
         with starting_at(self.exp.model, self.first, self.entries[id(batch)][1]):
             return residuals_at(self.exp.model, batch, self.exp.layer)
 
-# %% ../../nbs/workshop/loop.ipynb #23dee28f
+# %% ../../nbs/workshop/loop.ipynb #36f62fed
 @dataclass
 class Task:
     "Everything that a method may see."
@@ -227,8 +229,8 @@ def task_of(
 @torch.no_grad()
 def prepared(task: Task, method: Method) -> tuple[Callable[[int], Tensor], list[list[Batch]]]:
     "What must be known of the model before it is trained."
-    draws = task.draws(method.retain)
-    freeze = RETAIN[method.retain].freeze if draws[0] else None
+    draws = task.draws(task.config.retain)
+    freeze = RETAIN[task.config.retain].freeze if draws[0] else None
     loss = method.prepare(task)
     for batch in {id(b): b for drawn in draws for b in drawn}.values():
         batch.frozen = freeze(task, batch) if freeze else None
@@ -361,19 +363,19 @@ def _run_card(run: Run) -> dict[str, Any]:  # fits into JSON
         original_sha256=tensors_hash(original),
     )
 
-# %% ../../nbs/workshop/loop.ipynb #a764b43e
+# %% ../../nbs/workshop/loop.ipynb #d33e8081
 def run_key(
     exp: Experiment, method: Method, config: LoopConfig, seed: int, aim: Any, parts: Sequence[Any],
     code: Sequence[Callable],
 ) -> str | None:  # None where some of the code comes from a notebook or a script
     "Names a run by all that it depends on; `parts`: what shapes it beside the aim."
-    retain = [f for r in RETAIN.values() if r.name == method.retain for f in (r.loss, r.freeze) if f]
+    retain = [f for r in RETAIN.values() if r.name == config.retain for f in (r.loss, r.freeze) if f]
     made_by = code_digest(*code, method.prepare, *retain)
     if made_by is None:
         return None
     statistics = tensors_hash({k: v for k, v in vars(aim).items() if isinstance(v, Tensor)})
     texts = [exp.prompts, exp.ordinary["loss"], exp.settings.unknown_answers]
-    named = [method.name, method.retain, method.stops]
+    named = [method.name, method.stops]
     return digest(exp.model_id, named, config, seed, statistics, texts, parts, made_by)
 
 def run_once(

@@ -130,7 +130,7 @@ def empty_task(
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
 
-# %% ../../nbs/workshop/planning.ipynb #a49295b3
+# %% ../../nbs/workshop/planning.ipynb #8972beb0
 def texts_of(
     exp: Experiment,
     config: LoopConfig,
@@ -144,7 +144,7 @@ def largest_draws(
     method: Method,
 ) -> list[list[Any]]:  # of two steps
     "The batch with the most tokens: those of a step are read one after the other."
-    pool = [] if method.retain == "none" else getattr(task, RETAIN[method.retain].batches)
+    pool = [] if task.config.retain == "none" else getattr(task, RETAIN[task.config.retain].batches)
     few = sorted(pool, key=lambda b: -b.ids.numel())[:min(1, task.config.retain_batches)]
     return [few, few]
 
@@ -171,7 +171,7 @@ def two_steps(
     with tracker.phase("cached"):
         loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
         draws = largest_draws(task, method)
-        retain = RETAIN.get(method.retain)
+        retain = RETAIN.get(task.config.retain)
         for batch in draws[0] if retain else ():
             batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
     with modules_stay(), tracker.phase("copies"), training(task.exp, task.config, 0) as trainer:
@@ -181,7 +181,7 @@ def two_steps(
                 loss(0).backward()
                 marks.append(counter.get_total_flops())
                 for batch in drawn:
-                    RETAIN[method.retain].loss(task, batch).backward()
+                    RETAIN[task.config.retain].loss(task, batch).backward()
                 marks.append(counter.get_total_flops())
             with tracker.phase("optimiser"):
                 trainer.step()
@@ -194,7 +194,7 @@ def cached_later(
     size: int,      # bytes of a number of the model's
 ) -> int:           # bytes
     "What the frozen model computes for the batches of a run that `two_steps` leaves out."
-    if method.retain == "none" or RETAIN[method.retain].batches != "retain":
+    if task.config.retain == "none" or RETAIN[task.config.retain].batches != "retain":
         return 0
     n = task.config.steps * task.config.retain_batches
     per = [(b.ids.numel() * size, len(b.item) * 4) for b in task.retain]

@@ -36,13 +36,14 @@ from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/workshop/setups.ipynb #ac0caaa6
+# %% ../../nbs/workshop/setups.ipynb #d5b434d1
 @dataclass(frozen=True)
 class LoopConfig:
     "How one run of forgetting is done (chapter 05)."
     steps: int = 100             # at most
     lr: float = 1e-3             # step size of AdamW
-    retain_weight: float = 20.0  # of the retain loss, against the forget loss
+    retain: str = "residual"     # the retain loss: a name in RETAIN, or "none"
+    retain_weight: float = 20.0  # its weight against the forget loss
     retain_batches: int = 3      # batches of retained texts in a step
     blocks: str | tuple[int, int] = "site"  # "site" (at or below it), "all", or (first, last)
     weights: str = "mlp"         # "mlp", "down" (only its down-projections) or "all"
