@@ -1,9 +1,10 @@
-"""Slides of the chapters in _slides: `python docs/slides.py [NUMBER...]`, such as `03 05`; all of them without one.
+"""Slides of the chapters in _slides: `python docs/slides.py [NUMBER...]`, such as `03 05`; all without one.
 
-Each deck is one HTML file that needs nothing else: no script, no font, no network. A slide begins at each `##`
-heading, at each cell of text below it and at a second cell of code; a picture has a slide of its own, and so
-has each question of a quiz. Of a paragraph the first sentence is shown; a click unfolds the rest. Code of more than 15 lines and
-cells that only import are left out. Notebooks are not run: slides show the outputs that are stored.
+Each deck is one HTML file that needs nothing else: no script, no font, no network. A slide begins at each
+`##` heading, at each cell of text below it and at a second cell of code; a picture has a slide of its own,
+and so has each question of a quiz. Of a paragraph the first sentence is shown; a click unfolds the rest.
+Code of more than 15 lines and cells that only import are left out. Notebooks are not run: slides show the
+outputs that are stored.
 """
 
 import ast
@@ -28,13 +29,16 @@ QUESTION = re.compile(r"\n\n(?=\*\*\d+\.\*\* )")
 STYLE = """
 html { scroll-snap-type: y mandatory; font: 20px/1.45 system-ui, sans-serif; color: #111; background: #fff }
 body { margin: 0; counter-reset: slide }
-section { scroll-snap-align: start; min-height: 100vh; box-sizing: border-box; padding: 4vh 8vw; position: relative;
-  display: flex; flex-direction: column; justify-content: center; counter-increment: slide; break-after: page }
-section::after { content: counter(slide); position: absolute; right: 2vw; bottom: 2vh; color: #555; font-size: 14px }
+section { scroll-snap-align: start; min-height: 100vh; box-sizing: border-box; padding: 4vh 8vw;
+  position: relative; display: flex; flex-direction: column; justify-content: center;
+  counter-increment: slide; break-after: page }
+section::after { content: counter(slide); position: absolute; right: 2vw; bottom: 2vh; color: #555;
+  font-size: 14px }
 section > * { max-width: 1100px }
 h1 { font-size: 2.2em } h2 { font-size: 1.4em; margin: 0 0 .5em; color: #0072b2 }
 img { max-width: 100%; max-height: 72vh; object-fit: contain }
-table { border-collapse: collapse; font-size: .8em } td, th { padding: .2em .8em; border-bottom: 1px solid #ccc }
+table { border-collapse: collapse; font-size: .8em }
+td, th { padding: .2em .8em; border-bottom: 1px solid #ccc }
 pre { font-size: .75em; background: #f5f5f5; padding: .6em; overflow: auto; margin: .4em 0 }
 blockquote { margin: 0; font-size: 1.2em; color: #444 } summary { cursor: pointer }
 details { margin: .5em 0 } details[open] > summary { margin-bottom: .4em } a { color: #0072b2 }
@@ -119,7 +123,8 @@ def outputs_of(cell):
             image = "".join(data["image/png"]).replace("\n", "")
             yield True, f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{image}">'
         elif "text/html" in data:
-            yield False, re.sub(r"<style.*?</style>|<script.*?</script>", "", "".join(data["text/html"]), flags=re.S)
+            table = "".join(data["text/html"])
+            yield False, re.sub(r"<style.*?</style>|<script.*?</script>", "", table, flags=re.S)
         elif "text/markdown" in data:
             yield False, render("".join(data["text/markdown"]))
         else:
@@ -157,7 +162,8 @@ def deck(notebook):
     title = html.escape(re.sub(r"^#+ ", "", found[0][0]))
     style = STYLE + HtmlFormatter().get_style_defs(".highlight")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}\n<style>{style}</style></head>\n<body>\n{sections}\n</body></html>\n'
+    head = f'<html lang="en"><head>{head}\n<style>{style}</style></head>'
+    return f"<!doctype html>\n{head}\n<body>\n{sections}\n</body></html>\n"
 
 
 def main(numbers=(), out=OUT):
