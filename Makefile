@@ -1,6 +1,6 @@
 # `make` alone lists what can be made. Needed: Python 3.11, 3.12 or 3.13 with its venv module, pip, make.
 #   make PYTHON=/path/to/python3.12   uses that interpreter for .venv
-#   make test ARGS="--notebooks 05"   ARGS goes to the command of demo, test, lab, real, bench and notebooks
+#   make test ARGS="--notebooks 05"   ARGS goes to the command of demo, test, lab, real, bench, notebooks and slides
 #   make TORCH_ARGS="..."             options for the pip that installs torch, such as another index
 #   make test WORKERS=0               tests in one process; two share the work otherwise
 
@@ -13,7 +13,7 @@ WORKERS := 2
 QUIET := HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab real notebooks results bench readme docs browser clean
+.PHONY: help demo test lab real notebooks results bench readme docs slides browser clean
 
 help:
 	@echo "make demo       forget an invented person, from training the model to the report, in out/demo: minutes"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench      the parts of the whole command, and each method's step time and memory beside NPO's: minutes"
 	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
 	@echo "make docs       build the site, for reading without a network, in _docs: a minute, more the first time"
+	@echo "make slides     a deck of slides for each chapter, one HTML file each, in _slides; ARGS=\"03 04\" picks some: seconds"
 	@echo "make browser    notebooks, widgets and the site in a real Chromium, where there is one: minutes"
 	@echo "make clean      remove .venv, out/ and build leftovers, not your cache of trained models: seconds"
 	@echo "The first of them also makes .venv with all that is needed: minutes, depending on the network."
@@ -95,6 +96,10 @@ docs: $(VENV)-docs/.installed
 	@echo "Building the site in _docs (a minute)"
 	@$(VENV)-docs/bin/python docs/build_site.py $(ARGS)
 
+slides: $(VENV)/.installed
+	@echo "Making slides of the chapters in _slides (seconds)"
+	@$(BIN)/python docs/slides.py $(ARGS)
+
 # SAMU_BROWSER=all runs every notebook; SAMU_SCREENSHOTS=FOLDER keeps pictures. Needs a Chromium that is here already.
 browser: $(VENV)/.installed
 	@$(BIN)/python -c "import playwright" 2>/dev/null || $(PIP) playwright -c constraints.txt
@@ -102,5 +107,5 @@ browser: $(VENV)/.installed
 
 clean:
 	@echo "Removing .venv, out/ and build leftovers (seconds)"
-	@rm -rf $(VENV) $(VENV)-docs out build dist *.egg-info .eggs .pytest_cache .ruff_cache .mypy_cache _docs _proc
+	@rm -rf $(VENV) $(VENV)-docs out build dist *.egg-info .eggs .pytest_cache .ruff_cache .mypy_cache _docs _slides _proc
 	@find samu nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

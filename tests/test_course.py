@@ -103,12 +103,12 @@ def people(seed_used=True, rows=False):
     return split
 
 
-def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=True, grad=False):
+def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=True, grad=False, first=False, thaw=True):
     "The loop of chapter 05 with one thing left out."
 
     def forget(weights, residual, target, keep, forget_loss, retain_loss, steps, lr, retain_weight, batch):
         for p in weights:
-            p.requires_grad_(True)
+            p.requires_grad_(thaw)
         frozen = residual(keep) if grad else residual(keep).detach()
         scale = frozen.detach().var(0)
         optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0)
@@ -118,11 +118,13 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
             was = h.detach() if frozen_now else frozen[some]
             loss = sign * forget_loss(residual(target))
             loss = loss + retain_weight * retain_loss(h, was, scale) if hold else loss
+            if first:
+                optimizer.zero_grad(set_to_none=False)
             loss.backward(retain_graph=grad)
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             if step:
                 optimizer.step()
-            if empty:
+            if empty and not first:
                 optimizer.zero_grad()
 
     return forget
@@ -221,16 +223,18 @@ MISTAKES = {
                 (lambda h, a, W, g, c, s: h + s * ((g - a) @ W), "every latent"),
                 (lambda h, a, W, g, c, s: h + (s * g[c] - a[:, c]) @ W[c], "stretches the way")],
     "aim": [(lambda k, u: (u.mean(0), k.mean(0), u.std(0) + 1e-3), "comes first"), (lambda k, u: (k.mean(0), u.mean(0), k.std(0) + 1e-3), "spread is that"),
-            (lambda k, u: (k.mean(0), u.mean(0), u.std(0)), "infinite")],
+            (lambda k, u: (k.mean(0), u.mean(0), u.std(0)), "infinite"),
+            (lambda k, u: (k.mean(0), u.mean(0), u.std(0, correction=0) + 1e-3), "n - 1")],
     "triplet": [(lambda z, K, U, s: (D(z, K, s).mean(1) + F.relu(1 + D(z, K, s).mean(1) - D(z, U, s).mean(1))).mean(), "wrong way round"),
                 (lambda z, K, U, s: (1 + 2 * D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "without relu"),
                 (lambda z, K, U, s: (D(z, U, s).sum(1) + F.relu(1 + D(z, U, s).sum(1) - D(z, K, s).sum(1))).mean(), "not the sum"),
                 (lambda z, K, U, s: (D(z, U, 1).mean(1) + F.relu(1 + D(z, U, 1).mean(1) - D(z, K, 1).mean(1))).mean(), "divide by sd")],
     "hold": [(lambda h, f, s: F.mse_loss(h, f), "its scale"), (lambda h, f, s: ((h - f) ** 2 / s).sum(), "grows with the batch"),
-             (lambda h, f, s: ((h.mean(0) - f.mean(0)) ** 2 / s).mean(), "nothing moved")],
+             (lambda h, f, s: ((h.mean(0) - f.mean(0)) ** 2 / s).mean(), "nothing moved"),
+             (lambda h, f, s: ((h - f) ** 2 / s).sum(1).mean(), "over them as well")],
     "forget": [(loop(frozen_now=True), "retain loss was 0"), (loop(empty=False), "left over"), (loop(sign=-1), "moved away"),
                (loop(step=False), "no weight has changed"), (loop(all_kept=True), "drawn anew"), (loop(hold=False), "never called"),
-               (loop(grad=True), "no_grad")],
+               (loop(grad=True), "no_grad"), (loop(thaw=False), "come frozen")],
     "recall_left": [(lambda r, p, o: r - p, "excess"), (lambda r, p, o: r / o, "prior has no part"), (lambda r, p, o: (r - p) / o, "has the prior in it"),
                     (lambda r, p, o: max((r - p) / (o - p), 0), "clip")],
     "p_value": [(lambda d, o: sum(x >= d for x in o.tolist()) / len(o), "can be 0"), (lambda d, o: (sum(x > d for x in o.tolist()) + 1) / (len(o) + 1), ">="),
@@ -286,6 +290,11 @@ def test_reference_passes_in_time(exercise, exp, capsys):
     check(exercise, f, exp)
     assert time.process_time() - start < 2
     assert f"{exercise}: right" in capsys.readouterr().out
+
+
+def test_gradients_may_be_emptied_before_backward(capsys):
+    checks_forgetting.check_forget(loop(first=True))
+    assert "right" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("exercise", MISTAKES)
@@ -350,6 +359,8 @@ def test_what_copies_hold(folder, name):
         "graded": folder / "release" / name / f"{name}.ipynb"}.items()}
     assert lines and all(line in texts["reader"] for line in lines)
     assert [line for line in lines if line in texts["student"] or line in texts["graded"]] == []
+    assert [link for text in texts.values() for link in re.findall(r"\]\(\.\./", text)] == []
+    assert [line for line in texts["reader"].splitlines() if "$" in line and re.search(r"\\\\\w", line)] == []
     assert "<details>" in texts["student"] and "<details>" not in texts["graded"]
     assert all("raise NotImplementedError" in text for text in texts.values())
 
@@ -377,6 +388,14 @@ def test_student_copy_stops_then_passes_with_the_solutions(folder, name):
     first = next(course.exercise(c) for c in cells(name) if course.exercise(c))
     assert len(failed) == 1 and "NotYet: not done yet: " in failed[0] and first in failed[0]
     assert ran(pasted(folder, name)) == []
+
+
+@pytest.mark.parametrize("name", course.masters())
+def test_graded_copy_runs_the_same_code(folder, name):
+    "So it stops where a student's stops, and passes with the same solutions."
+    paths = folder / "student" / f"{name}.ipynb", folder / "release" / name / f"{name}.ipynb"
+    student, graded = ([course.source(c) for c in notebook(p)["cells"] if c["cell_type"] == "code"] for p in paths)
+    assert student == graded
 
 
 def pasted(folder, name):
@@ -431,23 +450,62 @@ def test_a_part_without_a_body_is_named(exp, folder):
 # --- Quizzes, syllabus
 
 
+CHAPTERS = {p.stem: p for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))}
+PEOPLE_TIME = re.compile(r"\*\*Time:\*\* about (\d+) minutes")
+
+
+def texts_of(name):
+    return [course.source(c) for c in notebook(CHAPTERS[name])["cells"] if c["cell_type"] == "markdown"]
+
+
 def test_quizzes_explain_every_choice():
     quizzes = course.quizzes()
-    assert sorted(quizzes) == [f"{i:02d}" for i in range(1, 10)]
+    assert sorted(quizzes) == [name[:2] for name in CHAPTERS]
     for chapter, questions in quizzes.items():
         assert len(questions) == 5
         for q in questions:
             assert len(q["choices"]) == len(q["why"]) >= 3 and 0 <= q["right"] < len(q["choices"])
             assert min(map(len, q["why"])) > 15 and len(set(q["choices"])) == len(q["choices"])
-        stored = "\n".join(course.source(c) for name, nb in course.masters().items() if name[:2] == chapter for c in nb)
-        assert course.quiz_text(chapter) in stored
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_teaches(name):
+    "A prediction, a quiz, takeaways, the times, figures; long enough and not too long."
+    texts = texts_of(name)
+    whole = "\n\n".join(texts)
+    assert course.quiz_text(name[:2]) in texts
+    assert "## Key takeaways" in whole
+    assert len(re.findall(r"\*\*Predict", whole)) >= (2 if "01" <= name[:2] <= "09" else 1)
+    assert whole.count("<details>") > 5  # a prediction's answer, beside those of the quiz
+    assert 300 <= len(whole.replace(course.quiz_text(name[:2]), "").split()) <= 3500
+    outputs = [o for c in notebook(CHAPTERS[name])["cells"] for o in c.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 2
+    assert "machine needs" in " ".join(whole.split())
+    if name in course.masters():
+        assert (course.quiz_text(name[:2]) in "\n".join(map(course.source, cells(name)))) == (name[:2] != "00")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_minutes_of_reading_are_counted(name):
+    "200 words a minute, 8 lines of code a minute, a minute for each figure; give or take ten."
+    texts = texts_of(name)
+    words = sum(len(text.split()) for text in texts if not text.startswith("## Quiz"))
+    sources = [course.source(c) for c in notebook(CHAPTERS[name])["cells"] if c["cell_type"] == "code"]
+    lines = [line for s in sources for line in s.splitlines() if line.strip() and not line.startswith("#|")]
+    counted = words / 200 + len(lines) / 8 + sum("show(" in s for s in sources)
+    assert abs(course.READING[name] - counted) <= 10, counted
+    stated = PEOPLE_TIME.search(" ".join(" ".join(texts).split()))
+    assert int(stated[1]) == course.READING[name]
 
 
 def test_syllabus_covers_every_chapter():
     table = course.syllabus()
-    chapters = [p.stem for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]
-    assert list(table.chapter) == chapters
+    assert list(table.chapter) == list(CHAPTERS)
     assert table.exercises.sum() == len(MISTAKES) and (table.hours > 0).all()
+    page = (ROOT / "nbs" / "teaching" / "syllabus.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| [")]
+    shown = [[int(x) if x.strip() else 0 for x in row[1:5]] + [float(row[5])] for row in rows]
+    assert shown == table.drop(columns="chapter").values.tolist()
 
 
 # --- The commands
