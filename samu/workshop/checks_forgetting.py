@@ -149,7 +149,7 @@ def check_blanks(f: Callable[..., Any]) -> None:
                 "blank 3 must weigh 500 times")
     passed(f)
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #483e2e61
+# %% ../../nbs/workshop/checks_forgetting.ipynb #7c0bdbac
 def check_aim(f: Callable[..., Any]) -> None:
     "`aim(z_known, z_unknown)` gives mu_K, mu_U and sd."
     z = numbers(9, 4, seed=1) * torch.tensor([1., 2., .5, 0.])
@@ -168,6 +168,7 @@ def check_aim(f: Callable[..., Any]) -> None:
             lambda k, u: (k.mean(0), u.mean(0), u.std() + 1e-3),
     })
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #a56e1973
 def check_triplet(f: Callable[..., Any]) -> None:
     "`triplet(z, mu_K, mu_U, sd)` gives one number."
     def D(z: Tensor, mu: Tensor, sd: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ def check_hold(f: Callable[..., Any]) -> None:
         "square the differences; signed ones cancel": lambda h, g, s: ((h - g) / s).mean(),
     })
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #6b699650
+# %% ../../nbs/workshop/checks_forgetting.ipynb #19a6b066
 PARTS = {"deal": "01", "pad_right": "02", "residual_after": "02", "cut_after_name": "02",
          "pre_activation": "03", "separation": "04", "select": "04", "aim": "05", "triplet": "05",
          "hold": "05", "forget": "05"}
@@ -227,6 +228,7 @@ def one_page(
     except NotImplementedError:
         raise NotYet(f"not done yet: one of {', '.join(PARTS)} has no body of yours") from None
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #06a1567d
 def put_together(
     my: Any,     # the reader's functions
     exp: Any,    # an experiment
@@ -342,7 +344,7 @@ def check_hide(f: Callable[..., Any]) -> None:
         "that is the other way; move by goal - h @ D": lambda h, D, g: h - (g - h @ D) @ pinv(D),
     })
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #bd5efa11
+# %% ../../nbs/workshop/checks_forgetting.ipynb #99a2a60d
 def check_npo(f: Callable[..., Any]) -> None:
     "`npo(log_p, reference, beta)` gives one number."
     cases = [(numbers(5) - 3, numbers(5, seed=1) - 3, b) for b in (.1, .5)]
@@ -375,6 +377,7 @@ def check_simnpo_slope(f: Callable[..., Any]) -> None:
         "the factor 2 is missing": lambda p, n, b: slope(p, n, b) / 2,
     })
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #8bfcf63f
 def check_rmu_goal(f: Callable[..., Any]) -> None:
     "`rmu_goal(h, v, c)` gives the place to which RMU pulls every token."
     h, v = numbers(20, 6) * torch.arange(1, 21)[:, None], numbers(6, seed=1).abs()
@@ -418,7 +421,7 @@ def check_attack(
     print(f"{len(asked)} questions, {known:.0%} answered by the original")
     passed(f)
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #6dc783e6
+# %% ../../nbs/workshop/checks_forgetting.ipynb #7fab69d4
 def line_ups() -> list[dict[str, list[float]]]:
     "Made-up suspects: name -> three signals, in different units. The culprit is the last one."
     out = []
@@ -456,6 +459,7 @@ def check_culprit(f: Callable[..., Any]) -> None:
             lambda s: most_unusual(s, mean=True),
     })
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #c01d0919
 def check_area(f: Callable[..., Any]) -> None:
     "`area(model, never, original)`: three curves of unshown recall over the steps of relearning."
     model, never = torch.tensor([0., .3, .5, .4]), torch.tensor([0., .1, .1, .1])
@@ -472,7 +476,7 @@ def check_area(f: Callable[..., Any]) -> None:
         "take the never-known curve off the original's, too": lambda m, n, o: (m - n).sum() / o.sum(),
     })
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #f463bf7c
+# %% ../../nbs/workshop/checks_forgetting.ipynb #cba0594f
 def check_not_said(f: Callable[..., Any]) -> None:
     "`not_said(log_p)`: mean of -log(1 - p), with p at most 0.999."
     cases = [(torch.tensor([-.5, -3., -9.]),), (torch.tensor([0., -1.]),)]
@@ -502,6 +506,7 @@ def check_inject(f: Callable[..., Any]) -> None:
             lambda h, o, a, e: torch.where(a, h, o + e),
     })
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #73a3420b
 def check_drift(f: Callable[..., Any]) -> None:
     "`drift(now, frozen)`: logits [places, words]; mean KL divergence from the frozen model's distribution."
     def kl(a: Tensor, b: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/workshop/drawings.ipynb #23f2eed4
+# %% ../../nbs/workshop/drawings.ipynb #8d7fbd64
 LIT, PALE = "#FFF3D6", "#F7F7F7"
 
 def paper(
@@ -48,6 +48,7 @@ def box(
                                 edgecolor=color, facecolor=fill, linewidth=1, zorder=3))
     ax.text(x, y, text, ha="center", va="center", fontsize=size, zorder=4)
 
+# %% ../../nbs/workshop/drawings.ipynb #b24552b9
 def arrow(
     ax: "Axes",               # is drawn into
     start: tuple[float, float],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 View = Callable[..., "tuple[Figure, str]"]  # control values -> the picture, and what it shows in a sentence
 
-# %% ../../nbs/workshop/explore.ipynb #274859dc
+# %% ../../nbs/workshop/explore.ipynb #afbc25d4
 @dataclass
 class Explorer:
     "Controls, a picture, and a sentence about it. `box` is what a cell displays."
@@ -49,7 +49,7 @@ class Explorer:
             self.controls[name].value = value
         return self.image.value
 
-
+# %% ../../nbs/workshop/explore.ipynb #707faa5a
 def explorer(
     name: str,        # of its own, for style sheets and tests: "walk"
     view: View,
