@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #48f1be60
+# %% ../../nbs/workshop/loop.ipynb #05cf4353
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from .batching import Batch, answer_spans, batches, text_spans
 from .lm import (
     add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
     optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
-from .privacy import forgotten_names, read_card
+from .privacy import forgotten_names, read_card, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
@@ -278,7 +278,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #d43140e1
+# %% ../../nbs/workshop/loop.ipynb #329619bb
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -331,13 +331,21 @@ class Run:
             if applied == self.id:
                 self.reapply()
 
-    def save(self, folder: str | Path) -> Path:  # the folder
-        "Save the changed model as a plain Hugging Face folder, with samu.json. Raises UserError."
+    def save(self, folder: str | Path, keep_names: bool = False) -> Path:  # the folder
+        """Save the changed model as a plain Hugging Face folder, with samu.json. Raises UserError.
+
+        Names and a table of your own go to private.json beside it; `keep_names` leaves them in samu.json.
+        """
         if self.exp.applied != self.id:
             raise UserError(f"the run on {self.target!r} is not in the model now; reapply it before saving")
-        card = json.dumps(_run_card(self), indent=1)
-        files = {"samu.json": card.encode()}
-        return save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
+        card, private = _run_card(self), None
+        if not keep_names:
+            card, private = take_names_out(card)
+        files = {"samu.json": json.dumps(card, indent=1).encode()}
+        place = save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
+        if private:
+            write_private(place, card["salt"], private)
+        return place
 
 # %% ../../nbs/workshop/loop.ipynb #a3fe0c5d
 def _run_card(run: Run) -> dict[str, Any]:  # fits into JSON

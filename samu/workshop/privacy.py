@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['CARD', 'PRIVATE', 'PEOPLE_PARTS', 'MODELS', 'PICTURES', 'OUT_OF_REACH', 'OURS', 'name_hash', 'take_names_out',
-           'read_card', 'forgotten_names', 'keep_private', 'Found', 'terms_of', 'holds', 'texts_in', 'file_text',
-           'purge_store', 'purge_cache_files', 'drop_rows', 'purge_card', 'purge_folder', 'purge']
+           'write_private', 'read_card', 'forgotten_names', 'keep_private', 'Found', 'terms_of', 'holds', 'texts_in',
+           'file_text', 'purge_store', 'purge_cache_files', 'drop_rows', 'purge_card', 'purge_folder', 'purge']
 
 # %% ../../nbs/workshop/privacy.ipynb #425309f8
 import csv
@@ -18,7 +18,7 @@ from typing import Any
 from .store import UserError, atomic_write, cache_folder, database
 from .tables import Entity, plain, tidy
 
-# %% ../../nbs/workshop/privacy.ipynb #36d3ac59
+# %% ../../nbs/workshop/privacy.ipynb #e329a46b
 CARD, PRIVATE = "samu.json", "private.json"
 PEOPLE_PARTS = ("forgotten", "entities", "prompts")  # what a card says about people
 
@@ -30,17 +30,25 @@ def name_hash(
     return hashlib.sha256(f"{salt}:{plain(tidy(name))}".encode()).hexdigest()[:16]
 
 def take_names_out(
-    model: Path,  # the folder of a saved model; its card is replaced
-) -> None:
-    "Leave case numbers and salted hashes in a model's folder; names and table go to private.json beside it."
-    card = json.loads((model / CARD).read_text(encoding="utf-8"))
+    card: dict[str, Any],  # of a model
+) -> tuple[dict[str, Any], dict[str, Any]]:  # the card with case numbers and hashes; what was taken out
+    "Tell what is given away from what is about people."
     salt = card["weights_sha256"][:16]  # another one for each model, and the same for the same
-    parts = {k: card.pop(k) for k in PEOPLE_PARTS if k in card}
-    hashes = [name_hash(n, salt) for n in parts["forgotten"]]
-    card |= dict(cases=[f"case-{h[:8]}" for h in hashes], name_hashes=hashes, salt=salt)
-    atomic_write(model.parent / PRIVATE, json.dumps(dict(salt=salt, **parts), indent=1))
-    (model.parent / PRIVATE).chmod(0o600)
-    atomic_write(model / CARD, json.dumps(card, indent=1))
+    hashes = [name_hash(n, salt) for n in card["forgotten"]]
+    cases = dict(cases=[f"case-{h[:8]}" for h in hashes], name_hashes=hashes, salt=salt)
+    private = {k: card[k] for k in PEOPLE_PARTS if k in card}
+    return {k: v for k, v in card.items() if k not in private} | cases, private
+
+def write_private(
+    model: Path,              # the folder of a saved model
+    salt: str,                # of its card
+    private: dict[str, Any],  # from `take_names_out`
+) -> None:
+    "Put names and table into private.json beside a model's folder, next to those of other models."
+    file = model.parent / PRIVATE
+    others = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    atomic_write(file, json.dumps(others | {salt: private}, indent=1))
+    file.chmod(0o600)
 
 def read_card(
     folder: Path,  # of a saved model
@@ -49,8 +57,7 @@ def read_card(
     card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
     file = folder.resolve().parent / PRIVATE
     if "salt" in card and file.is_file():
-        private = json.loads(file.read_text(encoding="utf-8"))
-        card |= private if private["salt"] == card["salt"] else {}
+        card |= json.loads(file.read_text(encoding="utf-8")).get(card["salt"], {})
     return card
 
 def forgotten_names(
@@ -162,7 +169,7 @@ def purge_cache_files(
             out.append(Found(str(file), "removed"))
     return out
 
-# %% ../../nbs/workshop/privacy.ipynb #a18c0a2a
+# %% ../../nbs/workshop/privacy.ipynb #51437574
 PICTURES = (".png", ".svg", ".pdf")
 
 def drop_rows(
@@ -178,16 +185,17 @@ def drop_rows(
     file.chmod(0o600)
 
 def purge_card(
-    file: Path,            # samu.json
+    file: Path,            # samu.json or private.json
     terms: Sequence[str],
 ) -> None:
-    "Take a person out of a model's card."
+    "Take a person out of a model's card, or out of what lies beside it."
     card = json.loads(file.read_text(encoding="utf-8"))
-    if "forgotten" in card:
-        card["forgotten"] = [n for n in card["forgotten"] if not holds(n, terms)]
-    if "entities" in card:
-        card["entities"] = [e for e in card["entities"] if not holds("\n".join(texts_in(e)), terms)]
+    for part in [card, *(p for p in card.values() if isinstance(p, dict))]:
+        for key in {"forgotten", "entities"} & set(part):
+            part[key] = [x for x in part[key] if not holds("\n".join(texts_in(x)), terms)]
+    mode = file.stat().st_mode
     atomic_write(file, json.dumps(card, indent=1))
+    file.chmod(mode)
 
 def purge_folder(
     folder: Path,          # of results
@@ -200,7 +208,7 @@ def purge_folder(
     for file in [f for f in files if f.suffix not in PICTURES and holds(file_text(f), terms)]:
         done = "removed"
         named = True
-        if file.name == CARD:
+        if file.name in (CARD, PRIVATE):
             purge_card(file, terms)
             done = "changed: the person is taken out"
         elif file.name.startswith("tokenizer") or file.suffix in (".safetensors", ".gguf", ".bin", ".model"):

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt', 'Question', 'tidy',
-           'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'read_entities', 'read_prompts', 'with_added',
-           'default_prompts', 'check_prompts', 'check_names', 'find_entity', 'data_file', 'real_entities',
+           'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'parted', 'read_entities', 'read_prompts',
+           'with_added', 'default_prompts', 'check_prompts', 'check_names', 'find_entity', 'data_file', 'real_entities',
            'real_prompts', 'ordinary_prose']
 
-# %% ../../nbs/workshop/tables.ipynb #9b1838db
+# %% ../../nbs/workshop/tables.ipynb #f593dbfd
 import codecs, csv, difflib, io, json, re, unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -151,7 +151,7 @@ def _json_rows(items: Any, source: str) -> Iterator[Row]:
             parts = [cell_text(a, place) for a in (answers if isinstance(answers, list) else [answers])]
             yield line, dict(name=name, kind=kind, attribute=attribute, answers="|".join(parts))
 
-# %% ../../nbs/workshop/tables.ipynb #9099ff30
+# %% ../../nbs/workshop/tables.ipynb #9b360320
 def aliased(
     entity: Entity,
     aliases: Iterable[str],  # may be empty
@@ -159,6 +159,22 @@ def aliased(
     "The entity with its other names, if it has any."
     found = tuple(dict.fromkeys(aliases))
     return AliasedEntity(entity.name, entity.kind, entity.facts, found) if found else entity
+
+def parted(
+    entity: Entity,
+    kept: Sequence[str],      # attributes that stay; may be empty
+) -> tuple[Entity, Entity]:   # with what is to be forgotten, and with what stays
+    "Tell facts that stay from the others. Raises UserError for one that is not there, or if no other is."
+    for attribute in kept:
+        if attribute not in entity.facts:
+            raise UserError(f"{entity.name!r} has no known fact {attribute!r} to keep; known are "
+                            f"{', '.join(entity.facts)}")
+    stay = {a: v for a, v in entity.facts.items() if a in kept}
+    go = {a: v for a, v in entity.facts.items() if a not in kept}
+    if not go:
+        raise UserError(f"every known fact of {entity.name!r} is to be kept, so nothing is left to forget; "
+                        "keep fewer")
+    return replace(entity, facts=go), replace(entity, facts=stay)
 
 def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
     "Entities in the order of the table. Raises UserError for a row that contradicts another, or has a gap."
@@ -256,13 +272,13 @@ def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None
                 raise UserError(f"no prompt with split {split!r} asks for {attribute!r} of kind {kind!r} "
                                 f"(there are prompts for {kinds}); add one, or leave the prompts out")
 
-# %% ../../nbs/workshop/tables.ipynb #e78d1dd7
+# %% ../../nbs/workshop/tables.ipynb #de7190b3
 def check_names(entities: Iterable[Entity], tokenizer: Any) -> None:
     "Raise UserError for the first name that the tokenizer cannot write."
-    for e in entities:
-        ids = tokenizer(e.name, add_special_tokens=False)["input_ids"]
+    for name in (n for e in entities for n in (e.name, *getattr(e, "aliases", ()))):
+        ids = tokenizer(name, add_special_tokens=False)["input_ids"]
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
-            raise UserError(f"the tokenizer cannot represent the name {e.name!r}; "
+            raise UserError(f"the tokenizer cannot represent the name {name!r}; "
                             "use a model with another tokenizer, or leave this entity out")
 
 def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
