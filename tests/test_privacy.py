@@ -97,7 +97,7 @@ def test_the_shipped_folder_holds_no_name(results):
         p.forgotten_names(card, [replace(MARY, name="Ana")])
 
 
-def test_two_models_beside_each_other_keep_their_names(results):
+def test_two_models_beside_each_other_keep_their_names(cache, results):
     ship(results / "model")
     other = results / "other"
     other.mkdir()
@@ -106,3 +106,14 @@ def test_two_models_beside_each_other_keep_their_names(results):
     assert p.read_card(results / "model")["forgotten"] == ["Zoë Quist", "Bruno Falk"]
     p.purge("Zoë Quist", [MARY], [results])
     assert p.read_card(other)["forgotten"] == ["Ana Bell"] and not search(results / "private.json", "Zoë", "Ulm")
+
+
+def test_weights_are_not_read_as_words(cache):
+    "A purge read whole models as text, and remembered them: 21 GB for a cache of some hundred megabytes."
+    import tracemalloc
+    with (cache_folder("run") / "w.safetensors").open("wb") as file:
+        file.truncate(100_000_000)
+    tracemalloc.start()
+    p.purge("Zoë Quist", [MARY], [])
+    assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    tracemalloc.stop()
