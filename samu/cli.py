@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'app', 'before_each', 'main', 'prepare', 'original_row', 'run_methods', 'forget', 'save', 'demo', 'setups',
            'entities', 'unlearn', 'compare', 'audit']
 
-# %% ../nbs/13_command_line.ipynb #3bcbde6b
+# %% ../nbs/13_command_line.ipynb #e2ac1a8b
 import runpy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from .workshop import console as c  # says what to install if typer is missing
-from .workshop.cards import check_hub, push, write_model_card
+from .workshop.cards import push, write_model_card
 from .workshop.registry import SETUPS, UserError
 import typer
 
@@ -103,7 +103,7 @@ def forget(
             for q, b, a in zip(asked, before, after, strict=True)]
     save(runs, [first, *rows], said, out, clock)
 
-# %% ../nbs/13_command_line.ipynb #6b0e7e05
+# %% ../nbs/13_command_line.ipynb #ef95b2a9
 def save(runs: Sequence["Run"], rows: list[dict], said: list[dict], out: Path, clock: c.Clock) -> None:
     "Save the report, the first run's model and the figure, in this order; then print."
     from samu.evaluation import cloud_frame
@@ -123,6 +123,7 @@ def save(runs: Sequence["Run"], rows: list[dict], said: list[dict], out: Path, c
     columns = ["method", *c.shown(), *(k for k in KEPT if k in rows[1]), "seconds"]
     c.show(rows, columns, "What was forgotten, and what was kept")
     print(f"{clock.text()}\nwritten to {out}: report.json, report.csv, figure.png, samu.log, model/")
+    push(out / "model", c.options_used().get("push_to"))
 
 # %% ../nbs/13_command_line.ipynb #52f5c70c
 @app.command()
@@ -155,7 +156,7 @@ def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bar
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #17034189
+# %% ../nbs/13_command_line.ipynb #91e4399d
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
@@ -167,21 +168,17 @@ def unlearn(
 ) -> None:
     "Make a model forget, measure the result, and save the model."
     clock, out = c.Clock(), c.writable(out, setup)
-    if c.finished(out, resume):
-        return
+    c.begin(out, resume)
     with clock.part("loading"):
         c.check_methods([method] if method else [])
-        check_hub(push_to)
         trained = c.block_range(blocks)
         exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype)
         c.writable(out, str(exp.folder))
     targets = prepare(exp, names, sae, clock, keep_fact or ())
     forget(exp, targets, [method or exp.settings.objective], out, seed, clock, steps=steps, lr=lr,
            blocks=trained, lora_rank=lora_rank, keep_facts=keep_fact, in_turn=in_turn)
-    if push_to:
-        push(out / "model", push_to)
 
-# %% ../nbs/13_command_line.ipynb #0fe42059
+# %% ../nbs/13_command_line.ipynb #5e6d10ea
 @app.command()
 def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
             workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None,
@@ -190,8 +187,7 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
     "Several methods on the same people, each time from the original model."
     import samu
     clock, loops, out = c.Clock(), c.numbers(seeds), c.writable(out, setup)
-    if c.finished(out, resume):
-        return
+    c.begin(out, resume)
     chosen = [m.strip() for m in methods.split(",") if m.strip()]
     with clock.part("loading"):
         c.check_methods(chosen)
@@ -203,15 +199,14 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
         rows = samu.compare(exp, targets, list(dict.fromkeys(chosen)), loops, out / "rows.csv", workers)
     c.save_comparison(exp, rows, out, clock)
 
-# %% ../nbs/13_command_line.ipynb #e7988aba
+# %% ../nbs/13_command_line.ipynb #bd6dd7f4
 @app.command()
 def audit(model: c.Results, out: c.Page = None, setup: c.Base = None, people: c.People = None,
           only: c.Only = False, no_chat: c.NoChat = False, resume: c.Resume = False) -> None:
     "Try to bring back what a saved model has forgotten, and write a page that says what was found."
     model = c.saved_model(model)
     out = c.writable(out or model.resolve().parent / "audit", str(model))
-    if c.finished(out, resume):
-        return
+    c.begin(out, resume)
     c.quiet()
     import samu
     from samu.workshop.auditing import saved_run

@@ -8,7 +8,7 @@ __all__ = ['Aim', 'find_line', 'name_line', 'aim_for', 'row_of', 'latent_distanc
            'residual_target', 'mean_residual', 'stand_in_residual', 'retained', 'about', 'make_task',
            'unknown_distance', 'train', 'unlearn']
 
-# %% ../nbs/05_forgetting.ipynb #6c95bb9f
+# %% ../nbs/05_forgetting.ipynb #75a8c5ec
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,15 +24,15 @@ from .workshop.registry import RETAIN, Method, objective, part, retain_loss
 from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import keep_fields, sae_digest
 from .workshop.setups import Experiment, LoopConfig
-from .workshop.tables import parted
 from .workshop.targets import (FrozenActivations, KnownLine, choose_stand_in, frozen_activations,
     hold_out_phrasing, in_other_ways, in_passing, known_line, texts_to_keep, without_answers)
 from .entities import Split, namesakes, questions, renamed, split_for
 from .residuals import NameResiduals
 from .saes import pre_activations
 
-# %% ../nbs/05_forgetting.ipynb #c81fbcca
+# %% ../nbs/05_forgetting.ipynb #64443018
 from .latents import Centroids, last_tokens, loss_reads, reads_of
+from .workshop.tables import parted
 
 @dataclass
 class Aim(Centroids):
@@ -163,7 +163,7 @@ def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int
     refuse_loss_leaks(exp, [target], [q.text for q in facts], [q.text[:q.stop] for q in moved + check])
     return dict(targets=[target], asked=facts, forget=forget, moved=moved, validate=validate, frozen=[frozen])
 
-# %% ../nbs/05_forgetting.ipynb #e1290c07
+# %% ../nbs/05_forgetting.ipynb #4d52cbe0
 @torch.no_grad()
 def make_task(
     exp: Experiment,
@@ -176,13 +176,12 @@ def make_task(
     aim, rng, parts, keep = aim_for(exp), random.Random(seed), [], []
     n = math.ceil(config.retain_texts / 4 / len(targets))
     with matmul_dtype(exp.model, config.matmul):
-        for split in [split_for(exp, t, config.keep_facts) for t in targets]:
-            parts.append(about(exp, split, aim, config, seed))
-            others = tuple(e for e in split.retain if e.name not in {*targets, *gone})
-            keep += retained(exp, replace(split, retain=others), n, rng)
+        for one in [split_for(exp, t, config.keep_facts) for t in targets]:
+            parts.append(about(exp, one, aim, config, seed))
+            others = tuple(e for e in one.retain if e.name not in {*targets, *gone})
+            keep += retained(exp, replace(one, retain=others), n, rng)
             keep = without_answers(keep, [exp.find(t) for t in targets])
-            stay = questions([split.kept], exp.prompts, "loss")
-            keep += [(q.text, q.answers[0]) for q in stay if q.answers]
+            keep += [(q.text, q.answers[0]) for q in questions([one.kept], exp.prompts, "loss") if q.answers]
     refuse_loss_leaks(exp, [exp.find(t) for t in targets], [prompt for prompt, _ in keep])
     return task_of(exp, config, seed, aim, parts, keep, NameResiduals)
 

@@ -194,7 +194,7 @@ def test_a_damaged_rwku_file_is_one_line(rwku_folder, file, change, says):
 
 
 @pytest.mark.parametrize("file", ["retain_mmlu", "retain_bbh", "truthful", "triviaqa", "fluency", *b.LEVELS])
-@pytest.mark.parametrize("text, says", [(None, "no file"), ("", "is empty"), ("[{", "not valid JSON"), ("[3]", "entry 1")])
+@pytest.mark.parametrize("text, says", [(None, "no file|no target"), ("", "is empty"), ("[{", "not valid JSON"), ("[3]", "entry 1")])
 def test_every_rwku_file_is_checked(rwku_folder, file, text, says):
     place = rwku_folder / "3_Anna_Baker" / f"{file}.json"
     place.unlink() if text is None else place.write_text(text)

@@ -53,7 +53,7 @@ def write_model_card(
     file.chmod(0o644)
     list_output(model, [file.name])
 
-# %% ../../nbs/workshop/cards.ipynb #2d90b284
+# %% ../../nbs/workshop/cards.ipynb #4729f5a6
 def check_hub(
     hub_id: str | None,  # owner/name; None: nothing will be uploaded
 ) -> None:
@@ -66,9 +66,11 @@ def check_hub(
 
 def push(
     model: Path,    # the folder of a saved model
-    hub_id: str,    # owner/name
+    hub_id: str | None,  # owner/name; None: nothing is uploaded
 ) -> None:
     "Upload a folder to a private repository. Raises UserError if that fails; the folder stays."
+    if hub_id is None:
+        return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     try:

@@ -8,7 +8,7 @@ __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'MEMORY', 'fo
            'Seeds', 'Workers', 'Results', 'Page', 'Dtype', 'Lr', 'Alias', 'KeepFact', 'NoChat', 'InTurn', 'Resume',
            'PushTo', 'Base', 'Blocks', 'KeepNames', 'Config', 'Saved', 'Question', 'Words', 'Clear', 'Kind', 'Debug',
            'Code', 'sentence', 'run_command', 'quiet', 'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'added',
-           'check_methods', 'numbers', 'block_range', 'config_defaults', 'options_used', 'open_log', 'finished',
+           'check_methods', 'numbers', 'block_range', 'config_defaults', 'options_used', 'open_log', 'begin',
            'check_words', 'saved_model', 'writable', 'plain', 'write_report', 'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #5b3a2c12
@@ -199,7 +199,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], file(
     help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #5e360e1b
+# %% ../../nbs/workshop/console.ipynb #e2ead1b2
 def load(
     setup: str, people: Path | None = None, names: Sequence[str] = (), only: bool = False,
     alias: Sequence[str] | None = None, no_chat: bool = False, **options: Any,
@@ -293,10 +293,12 @@ def open_log(out: Path) -> None:
     LOG.handlers = [handler]
     LOG.info(BEGAN + json.dumps(options_used()))
 
-def finished(out: Path, resume: bool) -> bool:
-    "Whether the command with --resume has finished already. Raises UserError if another one was begun there."
+def begin(out: Path, resume: bool) -> None:
+    "Refuse what can be refused before any work; with --resume, end if the same command has finished there."
+    from samu.workshop.cards import check_hub
+    check_hub(options_used().get("push_to"))
     if not resume or not (out / LOG_FILE).is_file():
-        return False
+        return
     lines = (out / LOG_FILE).read_text(encoding="utf-8").splitlines()
     before = json.loads([line for line in lines if BEGAN in line][-1].split(BEGAN)[1])
     mine = json.loads(json.dumps(options_used()))
@@ -304,10 +306,9 @@ def finished(out: Path, resume: bool) -> bool:
     if other:
         raise UserError(f"{str(out)!r} was begun with {other[0]} = {before.get(other[0])!r}, not "
                         f"{mine[other[0]]!r}; give the same options, or another --out")
-    done = lines[-1].endswith(DONE)
-    if done:
+    if lines[-1].endswith(DONE):
         print(f"finished already: {out}")
-    return done
+        raise typer.Exit
 
 def check_words(tokenizer: Any, text: str) -> None:
     "Raise UserError for a word that a closed vocabulary does not hold."
