@@ -117,6 +117,50 @@ def test_no_retained_answer_names_the_target(exp):
     assert without_answers(keep, [exp.find(NAME)]) == [keep[1], keep[3]]
 
 
+# --- Tables that used to fail silently
+
+
+def own(tmp_path, folder, rows, prompts=""):
+    "A table, and prompts beside it, for the model in a folder."
+    (tmp_path / "people.csv").write_text("name,kind,attribute,answers\n" + rows, encoding="utf-8")
+    if prompts:
+        (tmp_path / "prompts.csv").write_text("kind,attribute,form,split,prompt\n" + prompts, encoding="utf-8")
+    return setups.load(str(folder), people=tmp_path / "people.csv", device="cpu")
+
+
+def test_a_long_answer_has_room(folder, tmp_path):
+    long = "the first job that she had in that city and the team"
+    exp = own(tmp_path, folder, f"Anna Baker,person,town,{long}\n")
+    assert exp.settings.reply_tokens >= len(exp.tokenizer(long, add_special_tokens=False)["input_ids"]) > 5
+
+
+def test_a_long_prompt_is_not_cut_before_the_name(folder, exp):
+    long = replace(exp.prompts[0], text="What was the first job? " * 20 + exp.prompts[0].text)
+    wide = replace(exp, prompts=[long, *exp.prompts[1:]])
+    task = make_task(small(wide), [NAME], replace(exp.settings.loop, in_passing=0))
+    texts = [t for b in task.retain for t in exp.tokenizer.batch_decode(b.ids) if "first job? What" in t]
+    assert texts and all(any(n in text for n in (e.name for e in [*exp.entities, *exp.unknown])) for text in texts)
+
+
+def test_a_second_start_is_refused(folder, tmp_path):
+    both = "".join(f"person,town,statement,{s},<s>The town of {{name}} is\n" for s in ("loss", "score"))
+    with pytest.raises(UserError, match="holds '<s>', which the tokenizer writes by itself"):
+        own(tmp_path, folder, "Anna Baker,person,town,Ulm\n", both)
+
+
+def test_unusual_names_and_single_facts_are_audited(tmp_path, quick):
+    people = [f"Anna-Maria O'Neil Żak {n} Jr." for n in ("II", "IX", "XL")] + tiny.people(40)
+    place, hf, tok = tiny.save(tmp_path / "m", "llama")
+    tiny.own_answers(place / "entities.csv", hf, tok, people, attributes=("town",))
+    exp = small(setups.load(str(place), device="cpu"))
+    run = unlearn(exp, people[0], "triplet", steps=2)
+    run.save(tmp_path / "model")
+    run.restore()
+    again = saved_run(tmp_path / "model")
+    again.exp.settings = exp.settings
+    assert chapter.audit(again, tmp_path / "audit")["people"][0]["target"] == people[0]
+
+
 # --- Facts that stay
 
 

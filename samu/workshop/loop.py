@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #05cf4353
+# %% ../../nbs/workshop/loop.ipynb #44c933b3
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from .registry import METHODS, OBJECTIVES, RETAIN, Method, Registry
 from .store import UserError, code_digest, digest, kept, samu_version, tensors_hash, versions
 from .runtime import Timer
 from .tables import Entity, Question
-from .batching import Batch, answer_spans, batches, text_spans
+from .batching import Batch, answer_spans, batches, encode, text_spans
 from .lm import (
     add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
     optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
@@ -163,7 +163,7 @@ class SiteReader:
         with starting_at(self.exp.model, self.first, self.entries[id(batch)][1]):
             return residuals_at(self.exp.model, batch, self.exp.layer)
 
-# %% ../../nbs/workshop/loop.ipynb #23dee28f
+# %% ../../nbs/workshop/loop.ipynb #ece9192b
 @dataclass
 class Task:
     "Everything that a method may see."
@@ -215,11 +215,12 @@ def task_of(
     keep, size = list(dict.fromkeys(keep)), config.batch_tokens
     texts = text_spans(f"{prompt} {end}." if end else prompt for prompt, end in keep)
     answered = answer_spans(pair for pair in keep if pair[1])
+    longest = max([64, *(len(ids) for ids, _ in encode(exp.tokenizer, [p.text for p in exp.prompts]))])
     facts = answer_spans((q.text, q.answers[0]) for q in fields["asked"])
     return Task(
         exp, config, seed, aim, **fields, read=SiteReader(exp, config), names=names,
         answers=batches(exp.tokenizer, facts, device=exp.device),
-        retain=batches(exp.tokenizer, texts, batch_tokens=size, max_tokens=96, truncate=True,
+        retain=batches(exp.tokenizer, texts, batch_tokens=size, max_tokens=longest + 32, truncate=True,
                        device=exp.device),
         retain_answers=batches(exp.tokenizer, answered, batch_tokens=size, device=exp.device))
 

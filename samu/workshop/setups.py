@@ -6,11 +6,11 @@
 __all__ = ['PART_MODULES', 'DType', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL', 'GEMMA_LR',
            'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment', 'at_layer',
            'biographies_settings', 'load_biographies', 'load_doors', 'reference_group', 'retrained', 'Added',
-           'read_people', 'settings_for', 'with_chat', 'without_chat', 'with_aliases', 'folder_table',
+           'read_people', 'settings_for', 'tokens_for', 'with_chat', 'without_chat', 'with_aliases', 'folder_table',
            'experiment_card', 'load_saved', 'hub_folder', 'convert_gguf', 'gemma_folder', 'gemma_settings',
            'load_gemma', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #aaa72be8
+# %% ../../nbs/workshop/setups.ipynb #503a3262
 import importlib, json, random, re, tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +29,7 @@ from .tables import (Entity, Prompt, Question, aliased, check_names, check_promp
 from .lm import anatomy, generate, load_config, load_lm
 from .names import made_names
 from .privacy import read_card
-from .chat import REPLY_TOKENS, bare, chat_prompts, has_template
+from .chat import REPLY_TOKENS, adds_bos, bare, chat_prompts, has_template
 from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
                                     make_biographies, ordinary_texts, world_texts)
 
@@ -210,7 +210,7 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #2bdb92a8
+# %% ../../nbs/workshop/setups.ipynb #cb832d41
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
 
 def _weights_hash(folder: Path) -> str:
@@ -235,6 +235,11 @@ def experiment(
     check_prompts(entities, prompts)
     hf, tokenizer = load_lm(folder, device, _dtype_named(dtype))
     check_names(entities, tokenizer)
+    start = tokenizer.bos_token if adds_bos(tokenizer) else None
+    twice = next((p.text for p in prompts if start and start in p.text), None)
+    if twice is not None:
+        raise UserError(f"the prompt {twice!r} holds {start!r}, which the tokenizer writes by itself; take "
+                        "it out; a chat template is applied without being asked for")
     exp = Experiment(name, hf, tokenizer, layer, entities, prompts, ordinary_prose(), seed, folder, settings,
                      _weights_hash(folder), own_table)
     return at_layer(exp, layer)
@@ -307,7 +312,7 @@ def retrained(
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
     return replace(exp, model=hf, folder=folder, model_hash=_weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #32f7476f
+# %% ../../nbs/workshop/setups.ipynb #e077f2c7
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
 @dataclass(frozen=True)
@@ -334,6 +339,14 @@ def settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
 
+def tokens_for(
+    exp: "Experiment",
+) -> int:           # tokens of a reply
+    "Enough for the shortest accepted answer to every question of the table."
+    answers = [values for e in exp.entities for values in e.facts.values()]
+    lengths = [min(len(exp.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in v) for v in answers]
+    return max(Settings.reply_tokens, min(REPLY_TOKENS, max(lengths, default=0)))
+
 def with_chat(
     exp: "Experiment",   # of a model that was trained on requests
 ) -> "Experiment":
@@ -346,8 +359,8 @@ def without_chat(
 ) -> "Experiment":
     "The same experiment, asked with texts to be continued."
     prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
-    tokens = Settings.reply_tokens
-    return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=tokens, chat=False))
+    settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)
+    return replace(exp, prompts=prompts, settings=settings)
 
 def with_aliases(
     exp: "Experiment",
@@ -385,7 +398,8 @@ def _load_folder(
     exp = experiment(name or str(folder), folder, entities, prompts, Settings(), 0, seed or 0, device, dtype)
     middle = exp.n_layers // 2 if exp.n_layers > 4 else 1
     exp = at_layer(exp, middle if layer is None else layer)
-    exp = replace(exp, settings=settings_for(exp.n_layers, exp.layer, exp.d_model))
+    fits = settings_for(exp.n_layers, exp.layer, exp.d_model)
+    exp = replace(exp, settings=replace(fits, reply_tokens=tokens_for(exp)))
     return with_chat(exp) if chat and has_template(exp.tokenizer) else exp
 
 # %% ../../nbs/workshop/setups.ipynb #0ecc3938
