@@ -7,13 +7,11 @@ __version__ = "0.2.0"
 __all__ = ['objective', 'retain_loss', 'method', 'metric', 'attack', 'register_setup', 'load', 'unlearn', 'evaluate', 'compare',
            'audit', 'UserError']
 
-# %% ../nbs/workshop/api.ipynb #338f4d1e
-import sys
+# %% ../nbs/workshop/api.ipynb #4d9b4beb
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .workshop import registry
 from .workshop.registry import UserError  # noqa: F401
@@ -41,7 +39,7 @@ def load(
     from samu.workshop.setups import load as load_setup
     return load_setup(str(name), people=people, seed=seed, device=device, layer=layer, dtype=dtype)
 
-# %% ../nbs/workshop/api.ipynb #bc8a790d
+# %% ../nbs/workshop/api.ipynb #35d2b4c8
 def unlearn(
     exp: "Experiment",             # its model is changed in place
     target: str | Sequence[str],   # who is to be forgotten; one name or several
@@ -54,14 +52,23 @@ def unlearn(
     blocks: str | tuple[int, int] | None = None,  # "site" (up to it), "all", or (first, last)
     weights: str | None = None,    # "mlp", "down" (its down-projections) or "all"
     lora_rank: int | None = None,  # train adapters of this rank and merge them; needs peft
+    keep_facts: Sequence[str] | None = None,  # attributes that stay; moving the name takes them along, so
+                                   # choose two_sided or simnpo with it (chapter 12)
+    in_turn: bool = False,         # several people one after another, rehearsing (chapter 11); or at once
 ) -> "Run":
     "Make the model forget. Raises UserError for names that are not known, and for impossible settings."
-    from samu.forgetting import unlearn as forget
-    given: dict[str, Any] = dict(steps=steps, lr=lr, retain_weight=retain_weight, blocks=blocks,
-                                 weights=weights, lora_rank=lora_rank)
-    return forget(exp, target, method, seed, **{k: v for k, v in given.items() if v is not None})
+    wishes: dict[str, Any] = dict(steps=steps, lr=lr, retain_weight=retain_weight, blocks=blocks,
+                                  weights=weights, lora_rank=lora_rank,
+                                  keep_facts=tuple(keep_facts) if keep_facts else None)
+    given = {k: v for k, v in wishes.items() if v is not None}
+    names = [target] if isinstance(target, str) else list(target)
+    if len(names) == 1:
+        from samu.forgetting import unlearn as forget
+        return forget(exp, names, method, seed, **given)
+    from samu.many import unlearn_many
+    return unlearn_many(exp, names, method, "in turn" if in_turn else "at once", seed, **given)
 
-# %% ../nbs/workshop/api.ipynb #ecf026ec
+# %% ../nbs/workshop/api.ipynb #79d3ff19
 def evaluate(
     run: "Run",        # its weights may be in the model or not
 ) -> "pd.Series":      # metric -> value, with the method's name
@@ -86,17 +93,7 @@ def audit(
     out: str | Path,          # gets report.json and audit.html; a new folder, or one that samu wrote
 ) -> dict[str, Any]:          # the report
     "Try to bring back what was forgotten, and say for each claim whether it holds (chapter 12)."
-    return import_module("samu.audit").audit(run, out)
-
-# %% ../nbs/workshop/api.ipynb #1274d4c9
-class _Package(ModuleType):
-    "The package: its verbs stay when a module of the same name is imported."
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and callable(self.__dict__.get(name))):
-            super().__setattr__(name, value)
-
-sys.modules[__name__].__class__ = _Package
+    return import_module("samu.your_model").audit(run, out)
 
 # %% ../nbs/workshop/api.ipynb #33da33e5
 def _after(register: Callable[_P, _R], *chapters: str) -> Callable[_P, _R]:

@@ -9,13 +9,13 @@ __all__ = ['paraphrase', 'few_shot', 'role_play', 'persuasion', 'prefix_injectio
            'unshown_excess', 'benign_curves', 'benign_excess', 'rounded_recall', 'quantised_excess', 'truth_rank',
            'truth_rank_gap', 'depth_table', 'depth_score', 'given_excess', 'steer_table', 'steer_excess']
 
-# %% ../nbs/08_attacks.ipynb #be694322
+# %% ../nbs/08_attacks.ipynb #54e35014
 from collections.abc import Sequence
 from dataclasses import replace
 import pandas as pd
 from .workshop.asking import (
-    REASONS, SCENES, begun, behind_facts, behind_pattern, described, family_row, flag_questions, in_front,
-    in_translation, naming_questions, other_names, renamed_to, reworded, with_choices)
+    REASONS, SCENES, asked_by, begun, behind_facts, behind_pattern, described, family_row, flag_questions,
+    in_front, in_translation, naming_questions, other_names, renamed_to, reworded, with_choices)
 from samu.workshop.attacking import (
     ROUNDINGS, Share, area_of, depth_of, families_that_count, kept_draws, kept_table, patch_rows,
     register_raw, right_share, rounded_weights, same_width, steer_rows, truth_place, unknown_names,
@@ -68,12 +68,12 @@ def hints(exp: Experiment, entity: Entity, helpers: Sequence[Entity]) -> list[Qu
     "Two other facts of the target before the question."
     return behind_facts(questions([entity], exp.prompts))
 
-# %% ../nbs/08_attacks.ipynb #2873feda
+# %% ../nbs/08_attacks.ipynb #2844659e
 @attack(title="another name of the same person")
 def other_name(exp: Experiment, entity: Entity, helpers: Sequence[Entity]) -> list[Question]:
     "The scoring questions with an alias, or with the last name alone."
     asked = questions([entity], exp.prompts)
-    return [renamed_to(q, who) for who in other_names(exp, entity.name) for q in asked]
+    return [renamed_to(q, who) for who in other_names(exp, entity) for q in asked]
 
 @attack(title="two facts in place of the name, a third asked for")
 def description(exp: Experiment, entity: Entity, helpers: Sequence[Entity]) -> list[Question]:
@@ -129,10 +129,10 @@ def pooled_excess(m: Measurement) -> float:
     share = table.questions / table.questions.sum()
     return Share((table.recall * share).sum(), int(table.questions.sum()), (table.prior * share).sum())
 
-# %% ../nbs/08_attacks.ipynb #1210a81e
+# %% ../nbs/08_attacks.ipynb #8e5a6fa7
 def two_ways(exp: Experiment, entity: Entity) -> list[Question]:
     "The scoring questions about an entity's facts, and the same in new words."
-    return questions([entity], exp.prompts) + paraphrase(exp, entity, ())
+    return questions([entity], exp.prompts) + asked_by(exp, ATTACKS["paraphrase"], entity, ())
 
 def asked_prior(m: Measurement) -> float:
     "How often the original gives the target's facts about unknown names, asked two ways."

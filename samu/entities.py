@@ -6,14 +6,14 @@
 __all__ = ['ask_about', 'questions', 'recall', 'namesakes', 'renamed', 'few_prompts', 'grade_replies', 'ask_table', 'ask_unknown',
            'grades', 'known', 'Roles', 'deal', 'roles', 'Split', 'known_entity', 'split_for']
 
-# %% ../nbs/01_entities.ipynb #358f892b
+# %% ../nbs/01_entities.ipynb #4e4f0961
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 import pandas as pd
 from .workshop.registry import UserError, part
-from .workshop.tables import Entity, Prompt, Question, is_right
+from .workshop.tables import Entity, Prompt, Question, is_right, parted
 from .workshop.setups import Experiment
 from .workshop.names import MIN_RIGHT, grade_unknown
 
@@ -167,7 +167,7 @@ def deal(entities: Iterable[Entity], seed: int) -> tuple[list[Entity], list[Enti
         loss += group[cut:]
     return loss, score
 
-# %% ../nbs/01_entities.ipynb #3a1277ad
+# %% ../nbs/01_entities.ipynb #ecef753c
 @part
 def roles(exp: Experiment) -> Roles:
     "The roles of all names."
@@ -186,6 +186,7 @@ class Split:
     others: tuple[Entity, ...]         # known, of other kinds; only measure
     unknown_loss: tuple[Entity, ...]
     unknown_score: tuple[Entity, ...]
+    kept: Entity                       # the target with the facts that stay; none, if all are to go
 
 # %% ../nbs/01_entities.ipynb #490802a8
 def known_entity(exp: Experiment, name: str) -> Entity:  # with the facts that the model gives
@@ -198,9 +199,9 @@ def known_entity(exp: Experiment, name: str) -> Entity:  # with the facts that t
                         "samu entities --grade known lists who is")
     return next(e for e in exp.known if e.name == name)
 
-# %% ../nbs/01_entities.ipynb #276761a4
-def split_for(exp: Experiment, target: str) -> Split:
-    "The split of a name. Raises UserError if the model does not know it, or knows too few neighbours."
+# %% ../nbs/01_entities.ipynb #9b587636
+def split_for(exp: Experiment, target: str, kept: Sequence[str] = ()) -> Split:
+    "The split of a name; `kept` attributes stay. Raises UserError if it or its neighbours are not known."
     entity, roles = known_entity(exp, target), exp.roles
     rest = [[e for e in group if e.name != entity.name] for group in (roles.retain, roles.held_out)]
     kin, others = ([e for e in rest[1] if (e.kind == entity.kind) == same] for same in (True, False))
@@ -210,4 +211,6 @@ def split_for(exp: Experiment, target: str) -> Split:
     if min(len(roles.unknown_loss), len(roles.unknown_score)) < 2:
         raise UserError("there are fewer than 5 unknown names; add entities, so that more can be made")
     retain = sorted(rest[0], key=lambda e: e.kind != entity.kind)
-    return Split(entity, tuple(retain), tuple(kin), tuple(others), roles.unknown_loss, roles.unknown_score)
+    go, stay = parted(entity, kept)
+    unknown = roles.unknown_loss, roles.unknown_score
+    return Split(go, tuple(retain), tuple(kin), tuple(others), *unknown, stay)

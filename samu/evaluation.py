@@ -47,7 +47,7 @@ def fresh_prompts(exp: Experiment, target: Entity) -> tuple[list[Prompt], list[P
     fresh = fresh if questions([target], fresh) else exp.prompts
     return fresh, [p for p in exp.prompts if p not in fresh]
 
-# %% ../nbs/06_evaluation.ipynb #be4c90d9
+# %% ../nbs/06_evaluation.ipynb #93ebf817
 UNLIKE = 20  # unknown names, beside as many namesakes, whose answers make the prior
 
 def groups_of(exp: Experiment, split: Split, away: Sequence[str] = ()) -> dict[str, list[Question]]:
@@ -58,16 +58,18 @@ def groups_of(exp: Experiment, split: Split, away: Sequence[str] = ()) -> dict[s
     fresh, begins = fresh_prompts(exp, split.target)
     alike = namesakes(exp, split.target, split.held_out)
     return dict(target=questions([split.target], fresh), begins=questions([split.target], begins),
+                kept=[q for q in questions([split.kept], exp.prompts) if q.answers],
                 namesakes=questions(alike, fresh, facts=facts),
                 unlike=questions(evenly(kin, UNLIKE), fresh, facts=facts),
                 neighbours=enough_questions(exp, near, exp.settings.neighbour_questions),
                 others=enough_questions(exp, evenly(split.others, n)),
                 unknown=enough_questions(exp, evenly(split.unknown_score, n)))
 
-# %% ../nbs/06_evaluation.ipynb #cd283f15
+# %% ../nbs/06_evaluation.ipynb #882d9c57
 def measurement(exp: Experiment, target: str, run: Run | None = None, gold: bool = False) -> Measurement:
     "The model as it is now beside the original, and with `gold` beside retrained models, for one target."
-    split, models = split_for(exp, target), retrained_without(exp, target) if gold else []
+    split = split_for(exp, target, run.config.keep_facts if run else ())
+    models = retrained_without(exp, target) if gold else []
     reference = Reference(exp, run.undone if run else lambda: nullcontext(exp), models)
     return Measurement(exp, split, run, reference, groups_of(exp, split, run.targets if run else ()))
 

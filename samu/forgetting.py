@@ -8,7 +8,7 @@ __all__ = ['Aim', 'find_line', 'name_line', 'aim_for', 'row_of', 'latent_distanc
            'residual_target', 'mean_residual', 'stand_in_residual', 'retained', 'about', 'make_task',
            'unknown_distance', 'train', 'unlearn']
 
-# %% ../nbs/05_forgetting.ipynb #9fd40361
+# %% ../nbs/05_forgetting.ipynb #75a8c5ec
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,13 +25,14 @@ from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import keep_fields, sae_digest
 from .workshop.setups import Experiment, LoopConfig
 from .workshop.targets import (FrozenActivations, KnownLine, choose_stand_in, frozen_activations,
-    hold_out_phrasing, in_passing, known_line, texts_to_keep)
+    hold_out_phrasing, in_other_ways, in_passing, known_line, texts_to_keep, without_answers)
 from .entities import Split, namesakes, questions, renamed, split_for
 from .residuals import NameResiduals
 from .saes import pre_activations
 
-# %% ../nbs/05_forgetting.ipynb #c81fbcca
+# %% ../nbs/05_forgetting.ipynb #64443018
 from .latents import Centroids, last_tokens, loss_reads, reads_of
+from .workshop.tables import parted
 
 @dataclass
 class Aim(Centroids):
@@ -145,24 +146,24 @@ def retained(exp: Experiment, split: Split, n: int, rng: random.Random) -> list[
     alike_asked = questions(alike, exp.prompts, "loss", split.target.facts)
     return texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
 
-# %% ../nbs/05_forgetting.ipynb #fa31f29e
+# %% ../nbs/05_forgetting.ipynb #460d0232
 def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int) -> dict[str, list[Any]]:
     "What a task holds of one target, field -> list. The name is moved in all loss prompts of its kind."
-    table = replace(split.target, facts=exp.find(split.target.name).facts)
-    train, check = hold_out_phrasing(questions([table], exp.prompts, "loss"))
+    target, table = split.target, parted(exp.find(split.target.name), config.keep_facts)[0]
+    halves = hold_out_phrasing(questions([table], exp.prompts, "loss"))
+    train, check = (in_other_ways(exp, table, half) for half in halves)
     moved = train + in_passing(table.name, exp.ordinary["loss"], config.in_passing, seed)
     forget, validate = (batches(exp.tokenizer, name_spans(asked)[0], cut=True, unique=True, device=exp.device)
                         for asked in (moved, check))
-    facts = [q for q in train if q.attribute in split.target.facts]
-    facts = facts or [q for q in check if q.attribute in split.target.facts]
+    facts = [q for q in train if q.attribute in target.facts]
+    facts = facts or [q for q in check if q.attribute in target.facts]
     other = choose_stand_in(exp, facts, split.unknown_loss, renamed)
     line = exp.name_line if config.remove_known else None
     frozen = frozen_activations(exp, forget, [renamed(q, other) for q in moved], line)
-    refuse_loss_leaks(exp, [split.target], [q.text for q in facts], [q.text[:q.stop] for q in moved + check])
-    return dict(targets=[split.target], asked=facts, forget=forget, moved=moved, validate=validate,
-                frozen=[frozen])
+    refuse_loss_leaks(exp, [target], [q.text for q in facts], [q.text[:q.stop] for q in moved + check])
+    return dict(targets=[target], asked=facts, forget=forget, moved=moved, validate=validate, frozen=[frozen])
 
-# %% ../nbs/05_forgetting.ipynb #b416d6e5
+# %% ../nbs/05_forgetting.ipynb #4d52cbe0
 @torch.no_grad()
 def make_task(
     exp: Experiment,
@@ -175,10 +176,12 @@ def make_task(
     aim, rng, parts, keep = aim_for(exp), random.Random(seed), [], []
     n = math.ceil(config.retain_texts / 4 / len(targets))
     with matmul_dtype(exp.model, config.matmul):
-        for split in [split_for(exp, t) for t in targets]:
-            parts.append(about(exp, split, aim, config, seed))
-            others = tuple(e for e in split.retain if e.name not in {*targets, *gone})
-            keep += retained(exp, replace(split, retain=others), n, rng)
+        for one in [split_for(exp, t, config.keep_facts) for t in targets]:
+            parts.append(about(exp, one, aim, config, seed))
+            others = tuple(e for e in one.retain if e.name not in {*targets, *gone})
+            keep += retained(exp, replace(one, retain=others), n, rng)
+            keep = without_answers(keep, [exp.find(t) for t in targets])
+            keep += [(q.text, q.answers[0]) for q in questions([one.kept], exp.prompts, "loss") if q.answers]
     refuse_loss_leaks(exp, [exp.find(t) for t in targets], [prompt for prompt, _ in keep])
     return task_of(exp, config, seed, aim, parts, keep, NameResiduals)
 

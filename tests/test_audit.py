@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from samu.attacks import Share
-from samu.audit import (
+from samu.your_model import (
     ABSENT,
     FAILS,
     FORGOTTEN,
@@ -38,7 +38,7 @@ from samu.workshop.setups import LoopConfig, load
 from samu.workshop.statistics import wilson
 from samu.workshop.store import UserError
 
-chapter = import_module("samu.audit")  # `samu.audit` is the verb of that name
+chapter = import_module("samu.your_model")
 QUICK = [
     "recall_left",
     "retain_ratio",

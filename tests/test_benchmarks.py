@@ -145,6 +145,12 @@ def rwku_folder(tmp_path):
     mmlu = [dict(question="Which is a city?", choices=["Paris", "team", "job", "he"], answer=0, task="x",
                  examples=[], subject="Anna Baker")] * 2
     (place / "retain_mmlu.json").write_text(json.dumps(mmlu))
+    bbh = [dict(task="x", cot="Q: 1?\nA: So the answer is 1.", question="2?", answer="2", subject="Anna Baker")]
+    (place / "retain_bbh.json").write_text(json.dumps(bbh))
+    mc1 = dict(choices=["in that city", "nowhere"], labels=[1, 0])
+    truthful = [dict(question="Where?", mc1_targets=mc1, mc2_targets=mc1, subject="Anna Baker")]
+    (place / "truthful.json").write_text(json.dumps(truthful))
+    (place / "fluency.json").write_text(json.dumps([dict(instruction="Tell a tale.", subject="Anna Baker")]))
     trivia = [dict(question="Where is the Louvre?", answers=["Paris", "France"], subject="Anna Baker")]
     (place / "triviaqa.json").write_text(json.dumps(trivia))
     return tmp_path
@@ -156,8 +162,9 @@ def test_rwku(lm, rwku_folder):
     assert [len(rwku.probes[level]) for level in b.LEVELS] == [3] * 5 and len(rwku.questions) == 9
     assert {q.text[q.start:q.stop] for q in rwku.questions} == {"Anna Baker"}
     row = b.rwku_scores(*lm, rwku, tokens=3)
-    assert set(row) == {*b.LEVELS, "utility_general", "utility_factuality"}
-    assert all(0 <= v <= 1 for v in row.values())
+    sorts = ("general", "reasoning", "truthfulness", "factuality", "fluency")
+    assert set(row) == {*b.LEVELS, *(f"utility_{s}" for s in sorts)}
+    assert all(0 <= v <= 1 for k, v in row.items() if k != "utility_fluency") and row["utility_fluency"] >= 0
 
 
 @pytest.mark.parametrize("file, change, says", [
@@ -166,6 +173,12 @@ def test_rwku(lm, rwku_folder):
     ("neighbor_level1", lambda r: r.update(subject="Bob"), None),
     ("retain_mmlu", lambda r: r.update(answer=7), "number of a choice"),
     ("retain_mmlu", lambda r: r.update(choices="A"), "a list of texts"),
+    ("retain_bbh", lambda r: r.pop("cot"), "entry 1: 'cot'"),
+    ("retain_bbh", lambda r: r.update(answer=[]), "entry 1: 'answer'"),
+    ("truthful", lambda r: r.pop("mc1_targets"), "entry 1: 'mc1_targets'"),
+    ("truthful", lambda r: r["mc1_targets"].update(labels=[0, 0]), "entry 1: 'labels'"),
+    ("truthful", lambda r: r["mc1_targets"].update(choices=[]), "entry 1: 'choices'"),
+    ("fluency", lambda r: r.update(instruction=3), "entry 1: 'instruction'"),
     ("triviaqa", lambda r: r.pop("answers"), "entry 1: 'answers'")])
 def test_a_damaged_rwku_file_is_one_line(rwku_folder, file, change, says):
     place = rwku_folder / "3_Anna_Baker" / f"{file}.json"
@@ -178,6 +191,22 @@ def test_a_damaged_rwku_file_is_one_line(rwku_folder, file, change, says):
     with pytest.raises(UserError, match=says) as e:
         b.read_rwku(rwku_folder, "Anna Baker")
     assert f"{file}.json" in str(e.value) and len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["retain_mmlu", "retain_bbh", "truthful", "triviaqa", "fluency", *b.LEVELS])
+@pytest.mark.parametrize("text, says", [(None, "no file|no target"), ("", "is empty"), ("[{", "not valid JSON"), ("[3]", "entry 1")])
+def test_every_rwku_file_is_checked(rwku_folder, file, text, says):
+    place = rwku_folder / "3_Anna_Baker" / f"{file}.json"
+    place.unlink() if text is None else place.write_text(text)
+    with pytest.raises(UserError, match=says) as e:
+        b.read_rwku(rwku_folder, "Anna Baker")
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_utility_by_hand():
+    assert b.concluded("First. So the answer is the Moon. Q:") == b.concluded("moon") == "moon"
+    assert b.fluency("a a a a a a") == 0.0
+    assert b.fluency("a b c") == pytest.approx((2 / 3 * 1.0 + 4 / 3 * 0.0) / 2)
 
 
 def test_rwku_names_the_nearest_target(rwku_folder):

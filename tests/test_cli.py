@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 from samu.workshop import console
@@ -21,8 +22,8 @@ from samu.workshop.privacy import read_card
 from samu.workshop.registry import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ["demo", "setups", "entities", "unlearn", "compare", "audit", "latents", "ask", "cache"]
-COMMANDS += ["check", "plan", "sweep", "benchmark", "purge"]
+COMMANDS = ["demo", "setups", "entities", "unlearn", "compare", "audit"]
+COMMANDS += ["check", "plan", "sweep", "benchmark", "purge", "latents", "ask", "cache"]
 TARGET, SECOND, OTHER = (make_biographies(0).people[i] for i in (7, 20, 3))  # the demo forgets the first
 ASKED = "Question: From which town does {} come? Answer:"
 DIFFER = {"seconds", "step_ms", "peak_mb"}  # what may change from run to run
@@ -138,6 +139,9 @@ def test_without_typer_one_line_says_what_to_install(folder):
         (["unlearn", TARGET.name, "--people", "gone.csv", "--out", "bad"], ["gone.csv"]),
         (["--code", "gone.py", "setups"], ["gone.py", "--code"]),
         (["cache", "--clear", "--kind", "nonsense"], ["'nonsense'"]),
+        (["unlearn", TARGET.name, OTHER.name, "--alias", "X", "--out", "bad"], ["--alias", "one person"]),
+        (["unlearn", TARGET.name, "--push-to", "me/model", "--out", "bad"], ["--push-to", "token"]),
+        (["unlearn", TARGET.name, "--push-to", "me", "--out", "bad"], ["owner/name", "'me'"]),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(samu, folder, tmp_path, monkeypatch, args, parts):
@@ -279,7 +283,7 @@ def demo(folder):
 
 def test_what_is_written(demo, folder):
     files = sorted(p.name for p in (folder / "demo").iterdir() if not p.name.startswith("."))
-    assert files == ["figure.png", "model", "private.json", "report.csv", "report.json"]
+    assert files == ["figure.png", "model", "private.json", "report.csv", "report.json", "samu.log"]
     assert TARGET.name not in (folder / "demo" / "model" / "samu.json").read_text(encoding="utf-8")
     modes = {p.name: p.stat().st_mode & 0o777 for p in (folder / "demo").iterdir() if p.is_file()}
     assert {mode for name, mode in modes.items() if not name.startswith(".")} == {0o600}
@@ -387,6 +391,101 @@ def test_a_second_person_from_a_saved_model(demo, samu, folder):
         for p in (TARGET, SECOND, OTHER)
     ]
     assert asked == ["unknown", "unknown", OTHER.facts["birthplace"][0]]
+
+
+# --- A log, going on, a card, the hub
+
+
+def test_log_and_resume(samu, folder):
+    options = ["unlearn", TARGET.name, "--steps", 3, "--out", "logged"]
+    good(samu(*options))
+    log = folder / "logged" / "samu.log"
+    first = log.read_text(encoding="utf-8")
+    lines = first.splitlines()
+    assert '"steps": 3' in lines[0] and lines[-1].endswith("done") and any("training" in line for line in lines)
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert "finished already" in good(samu(*options, "--resume"))
+    assert log.read_text(encoding="utf-8") == first
+    complaint(samu(*options[:-3], 4, "--out", "logged", "--resume"), "steps = 3, not 4")
+    log.write_text("\n".join(lines[:-2]) + "\n", encoding="utf-8")  # as after a kill
+    good(samu(*options, "--resume"))
+    assert log.read_text(encoding="utf-8").splitlines()[-1].endswith("done")
+    options = read(folder / "logged" / "report.json")["options"]
+    assert options["steps"] == 3 and options["names"] == [TARGET.name]
+
+
+def test_how_a_command_ended_is_logged(samu, folder, monkeypatch):
+    monkeypatch.setattr(console, "draw", lambda *args: fail_with(RuntimeError("CUDA out of memory."))())
+    complaint(samu("unlearn", TARGET.name, "--steps", 3, "--out", "full"), "out of memory", "--lora-rank")
+    assert "failed: out of memory" in (folder / "full" / "samu.log").read_text(encoding="utf-8")
+
+
+def test_card_and_hub(samu, folder, monkeypatch):
+    import huggingface_hub
+
+    sent = []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            sent.append((name, options["private"]))
+
+        def upload_folder(self, repo_id, folder_path):
+            sent.append({f.name for f in folder_path.iterdir()})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    good(samu("unlearn", TARGET.name, "--steps", 3, "--out", "pushed", "--push-to", "me/model"))
+    assert sent[0] == ("me/model", True) and {"README.md", "config.json", "samu.json"} <= sent[1]
+    card = (folder / "pushed" / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n") and "case-" in card and "| facts given | 1.00 |" in card
+    assert not [w for w in (*TARGET.name.split(), *TARGET.facts["birthplace"]) if w in card]
+    assert "unlearning" in huggingface_hub.ModelCard(card).data.tags
+
+
+# --- Several people
+
+
+def few_claims(monkeypatch):
+    from importlib import import_module
+
+    from samu.workshop.registry import METRICS
+
+    chapter = import_module("samu.your_model")
+    monkeypatch.setattr(chapter, "METRICS", {n: METRICS[n] for n in ("recall_left", "retain_ratio")})
+    monkeypatch.setattr(chapter, "FIGURES", {})
+    monkeypatch.setattr(chapter, "attack_table", lambda m: pd.DataFrame())
+    real = chapter.measurement
+    monkeypatch.setattr(chapter, "measurement", lambda exp, name, run, gold: real(exp, name, run))
+
+
+def test_three_people_at_once_are_saved_and_audited(samu, folder, monkeypatch):
+    names = [TARGET.name, SECOND.name, OTHER.name]
+    good(samu("unlearn", *names, "--out", "three"))
+    row = read(folder / "three" / "report.json")["rows"][1]
+    assert row["target_recall"] <= 0.1 and row["retain_ratio"] >= 0.95
+    few_claims(monkeypatch)
+    good(samu("audit", "three"))
+    people = read(folder / "three" / "audit" / "report.json")["people"]
+    assert [p["target"] for p in people] == names and all(p["recall"]["now"] <= 0.2 for p in people)
+
+
+def test_in_turn_then_one_more(samu, folder, monkeypatch):
+    good(samu("unlearn", SECOND.name, OTHER.name, "--in-turn", "--out", "turns"))
+    card = read_card(folder / "turns" / "model")
+    assert card["forgotten"] == [SECOND.name, OTHER.name]
+    good(samu("unlearn", TARGET.name, "--setup", "turns/model", "--out", "later"))
+    few_claims(monkeypatch)
+    good(samu("audit", "later"))
+    people = read(folder / "later" / "audit" / "report.json")["people"]
+    assert [p["target"] for p in people] == [SECOND.name, OTHER.name, TARGET.name]
+    assert all(p["recall"]["now"] <= 0.2 for p in people)
+
+
+def test_a_fact_that_stays(samu, folder):
+    good(samu("unlearn", TARGET.name, "--method", "simnpo", "--keep-fact", "hobby", "--out", "stays"))
+    row = read(folder / "stays" / "report.json")["rows"][1]
+    assert row["target_recall"] <= 0.1 and row["kept_facts"] >= 0.6 and row["kept_facts_before"] == 1
+    assert read_card(folder / "stays" / "model")["settings"]["keep_facts"] == ["hobby"]
 
 
 def test_saved_before_printed(demo, samu, folder, monkeypatch):

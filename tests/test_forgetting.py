@@ -1,5 +1,4 @@
 "Chapters 00, 05 and 09, and the workshop's loop: losses by hand, settings, what is kept, and what comes back."
-import json
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from samu.residuals import NameResiduals
 from samu.workshop.batching import answer_spans, batches, text_spans
 from samu.workshop.lm import weights_kept
 from samu.workshop.loop import History, SiteReader, configure, run_key
+from samu.workshop.privacy import read_card
 from samu.workshop.registry import METHODS, OBJECTIVES, RETAIN, Method, UserError
 from samu.workshop.setups import LoopConfig, Settings, biographies_settings, load
 from samu.workshop.targets import FrozenActivations
@@ -301,7 +301,7 @@ def test_several_people_are_forgotten_and_saved_together(exp, tmp_path):
     assert saved.base.recall(asked) == 1 and saved.table_hash == exp.table_hash
     changed = weights_of(saved)
     assert all(torch.equal(changed[k], w) for k, w in run.changed.items())
-    card = json.loads((folder / "samu.json").read_text())
+    card = read_card(folder)
     assert card["forgotten"] == names and card["settings"]["steps_taken"] == run.steps and card["base_setup"] == "biographies"
 
 

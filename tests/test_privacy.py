@@ -39,6 +39,13 @@ def results(tmp_path):
     return out
 
 
+def ship(model):
+    "What `Run.save` does to a card."
+    card, private = p.take_names_out(json.loads((model / "samu.json").read_text()))
+    (model / "samu.json").write_text(json.dumps(card))
+    p.write_private(model, card["salt"], private)
+
+
 def search(folder, *words):
     "Files below a folder in whose bytes one of the words stands, plainly or as JSON escapes it."
     forms = [f.encode() for w in words for f in (w, json.dumps(w)[1:-1])]
@@ -73,14 +80,14 @@ def test_other_scripts():
 
 def test_only_the_owner_reads_what_names_people(cache, results):
     assert stat.S_IMODE((cache / "results.sqlite").stat().st_mode) == 0o600
-    p.take_names_out(results / "model")
+    ship(results / "model")
     p.keep_private(results)
     modes = {f.name: stat.S_IMODE(f.stat().st_mode) for f in results.rglob("*") if f.is_file()}
     assert modes.pop("samu.json") == 0o644 and set(modes.values()) == {0o600}
 
 
 def test_the_shipped_folder_holds_no_name(results):
-    p.take_names_out(results / "model")
+    ship(results / "model")
     assert not search(results / "model", "Zoë", "Quist", "Bruno", "Ulm", "glassblower")
     assert p.read_card(results / "model")["forgotten"] == ["Zoë Quist", "Bruno Falk"]
     (results / "private.json").rename(results / "elsewhere.json")
@@ -88,3 +95,25 @@ def test_the_shipped_folder_holds_no_name(results):
     assert len(card["cases"]) == 2 and p.forgotten_names(card, [OTHER, MARY]) == ["Zoë Quist", "Bruno Falk"]
     with pytest.raises(UserError, match="no name in the table"):
         p.forgotten_names(card, [replace(MARY, name="Ana")])
+
+
+def test_two_models_beside_each_other_keep_their_names(cache, results):
+    ship(results / "model")
+    other = results / "other"
+    other.mkdir()
+    (other / "samu.json").write_text(json.dumps(dict(weights_sha256="cd" * 32, forgotten=["Ana Bell"])))
+    ship(other)
+    assert p.read_card(results / "model")["forgotten"] == ["Zoë Quist", "Bruno Falk"]
+    p.purge("Zoë Quist", [MARY], [results])
+    assert p.read_card(other)["forgotten"] == ["Ana Bell"] and not search(results / "private.json", "Zoë", "Ulm")
+
+
+def test_weights_are_not_read_as_words(cache):
+    "A purge read whole models as text, and remembered them: 21 GB for a cache of some hundred megabytes."
+    import tracemalloc
+    with (cache_folder("run") / "w.safetensors").open("wb") as file:
+        file.truncate(100_000_000)
+    tracemalloc.start()
+    p.purge("Zoë Quist", [MARY], [])
+    assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    tracemalloc.stop()

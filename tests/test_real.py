@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import samu
+from samu.workshop.privacy import read_card
 from samu.workshop.setups import GEMMA_INSTALL, GEMMA_PACKAGE, gemma_folder
 
 TARGET = "Michael Jordan"
@@ -85,7 +86,7 @@ def test_saved_model_is_the_one_in_memory(exp, run, row, tmp_path):
             assert torch.allclose(stored(ids).logits.float(), exp.model(ids).logits.float(), atol=0.5)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["dtype"] == "bfloat16", "as the original's folder"
-    card = json.loads((folder / "samu.json").read_text(encoding="utf-8"))
+    card = read_card(folder)
     assert card["forgotten"] == [TARGET] and card["base_setup"] == "gemma-3-270m"
     assert card["weights_sha256"] != card["original_sha256"] and card["entities"], "it knows its table"
 

@@ -76,8 +76,7 @@ def test_grading_and_audit_see_them_too(reply, answers):
 
 @pytest.mark.parametrize("reply, answers", HARMLESS)
 def test_grading_and_audit_do_not_count_harmless_ones(reply, answers):
-    short = len(reply.split()) <= 8 and reply.isascii()  # a base model's next words, read as before
-    assert short or not is_right(reply, answers)
+    assert not is_right(reply, answers)
 
 
 @pytest.mark.parametrize("reply", [r for r, _ in HARMLESS[:2]] + [
@@ -85,3 +84,10 @@ def test_grading_and_audit_do_not_count_harmless_ones(reply, answers):
     "I'm not familiar with this person.", "No sé. No lo sé.", "Je ne sais pas."])
 def test_ignorance(reply):
     assert admits_ignorance(reply) or "leider" in reply
+
+
+def test_long_answers_can_be_right():
+    "An answer of seven words was looked for among six."
+    seven = "The Lord of the Rings Part Two"
+    assert is_right(f" {seven}.", [seven]) and not is_right(" The Lord of the Flies.", [seven])
+    assert is_right("It was C++.", ["C++"]) and not is_right("It was C.", ["C++"])

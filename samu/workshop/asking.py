@@ -7,9 +7,9 @@ __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'PERSUASION', 'P
            'STARTS', 'STARTS_IN_WORDS', 'CHOICES', 'CHOICES_IN_WORDS', 'PRIOR_NAMES', 'can_write', 'writable',
            'in_new_words', 'in_front', 'reworded', 'behind_pattern', 'behind_facts', 'begun', 'data_rows',
            'other_names', 'described', 'renamed_to', 'flag_questions', 'naming_questions', 'in_translation',
-           'with_choices', 'draw_replies', 'sampled', 'answered', 'prior_names', 'family_row']
+           'with_choices', 'draw_replies', 'sampled', 'answered', 'template', 'asked_by', 'prior_names', 'family_row']
 
-# %% ../../nbs/workshop/asking.ipynb #23508cea
+# %% ../../nbs/workshop/asking.ipynb #c5120a51
 import csv
 import random
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ import torch
 from .batching import by_length, encode, pad_id
 from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe, translate
 from .measuring import Measurement
-from .registry import Attack
+from .registry import Attack, attack
 from .runtime import seeded, threads_for
-from .setups import Experiment
+from .chat import bare, framed, has_template
+from .setups import Experiment, without_chat
 from .store import code_digest, digest, find_many, keep_many
 from .tables import Entity, Question, is_right
 
@@ -144,7 +145,7 @@ def begun(
     return [in_new_words(q, f"{q.text} {start}{statements[q.attribute]}")
             for q in asked if q.text.endswith(":") and q.attribute in statements for start in starts]
 
-# %% ../../nbs/workshop/asking.ipynb #5d7971c7
+# %% ../../nbs/workshop/asking.ipynb #f175ab95
 @cache
 def data_rows(
     name: str,  # of a CSV file in samu/data
@@ -155,13 +156,14 @@ def data_rows(
 
 def other_names(
     exp: Experiment,
-    name: str,
+    entity: Entity,
 ) -> list[str]:  # may be empty
-    "What else a person is called."
+    "What else a person is called: in the table, in the package's list, and by the last name alone."
+    name, own = entity.name, list(getattr(entity, "aliases", ()))
     if exp.world:
-        return [alias(name)]
+        return [*own, alias(name)]
     known = [row["alias"] for row in data_rows("real_aliases.csv") if row["name"] == name]
-    return known + ([name.split()[-1]] if " " in name else [])
+    return list(dict.fromkeys(own + known + ([name.split()[-1]] if " " in name else [])))
 
 def described(
     exp: Experiment,
@@ -290,7 +292,7 @@ def sampled(
         found = {**found, **new}
     return [found[keys[t]] for t in texts]
 
-# %% ../../nbs/workshop/asking.ipynb #20830313
+# %% ../../nbs/workshop/asking.ipynb #f3ad1e76
 def answered(
     exp: Experiment,              # asked as its model is now
     family: Attack,
@@ -305,6 +307,32 @@ def answered(
     else:
         replies = [[r] for r in exp.ask(asked)]
     return [any(is_right(r, q.answers) for r in each) for each, q in zip(replies, asked, strict=True)]
+
+@attack(title="outside the model's chat template, or inside it where the plain questions are outside")
+def template(
+    exp: Experiment,
+    entity: Entity,
+    helpers: Sequence[Entity],
+) -> list[Question]:            # none for a model without a template
+    "The scoring questions, asked the other way."
+    fitting = [p for p in exp.prompts if p.kind == entity.kind and p.split == "score"]
+    asked = [in_new_words(Question(entity.name, p.attribute, "", 0, 0, entity.facts[p.attribute]),
+                          p.text.replace("{name}", entity.name))
+             for p in fitting if p.attribute in entity.facts]
+    if exp.settings.chat:
+        return [bare(exp.tokenizer, q) for q in asked]
+    return [framed(exp.tokenizer, q) for q in asked] if has_template(exp.tokenizer) else []
+
+def asked_by(
+    exp: Experiment,
+    family: Attack,
+    entity: Entity,
+    helpers: Sequence[Entity],
+) -> list[Question]:
+    "The questions of a family; of a chat model in its template, which goes around the words of the family."
+    if family.name == "template" or not exp.settings.chat:
+        return family.ask(exp, entity, helpers)
+    return [framed(exp.tokenizer, q) for q in family.ask(without_chat(exp), entity, helpers)]
 
 PRIOR_NAMES = 12  # unknown names behind a prior, at most; half of them namesakes
 
@@ -323,9 +351,10 @@ def family_row(
 ) -> dict[str, Any]:  # attack, questions, recall, original, prior; nan where there is nothing to ask
     "What one family brings out of the model under test, out of the original, and about unknown names there."
     helpers, nothing = list(m.split.held_out[:12]), float("nan")
-    asked = family.ask(m.exp, m.split.target, helpers)
+    asked = asked_by(m.exp, family, m.split.target, helpers)
     own = {q.text for q in asked}
-    about_others = [q for e in prior_names(m) for q in family.ask(m.exp, e, helpers) if q.text not in own]
+    about_others = [q for e in prior_names(m) for q in asked_by(m.exp, family, e, helpers)
+                    if q.text not in own]
 
     def share(exp: Experiment, asked: Sequence[Question]) -> float:
         right = answered(exp, family, asked) if asked else []

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILES', 'CANNOT_DRAW', 'check_card', 'card_config', 'saved_run', 'open_folder', 'plain_numbers', 'drawn',
-           'lines_figure', 'shown', 'page', 'scope_of', 'dictionary_met', 'left_open', 'facts_of']
+           'lines_figure', 'shown', 'page', 'asked_how', 'dictionary_met', 'left_open', 'facts_of']
 
-# %% ../../nbs/workshop/auditing.ipynb #70492083
+# %% ../../nbs/workshop/auditing.ipynb #968f3d10
 import base64, math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -18,18 +18,20 @@ from torch import Tensor
 from .leaks import read_by_dictionary
 from .lm import check_output_folder, list_output, load_config
 from .loop import Run
+from .measuring import Measurement
 from .plots import PALETTE, curves, figure, png
 from .privacy import forgotten_names, read_card
-from .setups import Experiment, LoopConfig, load
+from .setups import Experiment, LoopConfig, load_saved, without_chat
 from .statistics import wilson
 from .store import (
     UserError, atomic_write, code_digest, digest, kept, samu_version, tensors_hash, versions)
-from .tables import Question
+from .replies import admits_ignorance
+from .tables import is_right
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/workshop/auditing.ipynb #4f73e183
+# %% ../../nbs/workshop/auditing.ipynb #23235e29
 def check_card(
     folder: Path,
     card: Mapping[str, Any],       # samu.json
@@ -48,22 +50,25 @@ def card_config(
     settings: Mapping[str, Any],  # of samu.json
 ) -> LoopConfig:
     "The settings of the loop that a card records."
-    found = {f.name: settings[f.name] for f in fields(LoopConfig)}
-    blocks = found["blocks"]
-    return LoopConfig(**found | {"blocks": blocks if isinstance(blocks, str) else tuple(blocks)})
+    known = {f.name for f in fields(LoopConfig)}
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return LoopConfig(**{k: v for k, v in found.items() if k in known})
 
 def saved_run(
-    folder: Path,  # written by `Run.save`
-) -> Run:          # not in the model yet
+    folder: Path,           # written by `Run.save`
+    chat: bool = True,      # False: ask without the chat template
+    **where: Any,           # `base` and `people`, as in `load_saved`
+) -> Run:                   # not in the model yet
     "A saved run on its original model. Raises UserError for another folder, or one that is not as recorded."
     if not (folder / "samu.json").is_file():
         raise UserError(f"{str(folder)!r} holds no model saved by samu (no samu.json); give the folder that "
                         "a run was saved to")
-    saved, card = load(str(folder)), read_card(folder)
+    saved, card = load_saved(folder, **where), read_card(folder)
     base, weights = saved.base, {k: p.detach() for k, p in saved.model.named_parameters()}
     if base is None:
         raise UserError(f"{str(folder)!r} does not say which model it was made from; save the run again")
     check_card(folder, card, weights, base)
+    base = base if chat or not base.settings.chat else without_chat(base)
     own = {k: p.detach() for k, p in base.model.named_parameters()}
     changed = {k: p for k, p in weights.items() if not torch.equal(p, own[k])}
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))
@@ -156,15 +161,22 @@ def page(
     environment.filters["shown"] = shown
     return environment.from_string(text).render(dict(report, people=people))
 
-# %% ../../nbs/workshop/auditing.ipynb #752a57f9
-def scope_of(
-    name: str,
-    asked: Sequence[Question],  # about the person, plainly
+# %% ../../nbs/workshop/auditing.ipynb #cd7fab5a
+def asked_how(
+    m: Measurement,
     families: Sequence[str],    # of other ways of asking
-) -> dict[str, Any]:            # spelling, prompts, families
-    "What an audit asked about one person."
+) -> dict[str, Any]:            # scope, unsure, kept
+    "What was asked about one person and in which form, how often it says that it does not know, what stays."
+    exp, asked, person = m.exp, m.asked["target"], m.split.target
     prompts = [q.text[:q.start] + "NAME" + q.text[q.stop:] for q in asked]
-    return dict(spelling=name, prompts=list(dict.fromkeys(prompts)), families=list(families))
+    form = ("each as a request in the model's chat template" if exp.settings.chat else
+            "each as the beginning of a text that the model continues, without a chat template")
+    scope = dict(spellings=[person.name, *getattr(person, "aliases", ())], form=form, families=list(families),
+                 tokens=exp.settings.reply_tokens, prompts=list(dict.fromkeys(prompts)))
+    ends = exp.settings.unknown_answers
+    unsure = sum(admits_ignorance(r) or is_right(r, ends) for r in exp.ask(asked))
+    stays = dict(attributes=list(m.split.kept.facts), now=m.recall("kept"), original=m.recall_before("kept"))
+    return dict(scope=scope, unsure=unsure, kept=stays if m.asked["kept"] else None)
 
 def dictionary_met(
     exp: Experiment,  # the original
@@ -189,8 +201,8 @@ def left_open(
     lines = ["That nothing at all is left. Tests can find something; they cannot show that there is nothing.",
              f"Rare slips. Each person was asked about plainly with {n} questions; with none answered, the "
              f"true share could be {bound}. Questions about one fact are alike, so it is wider.",
-             "Other names of the same person: nicknames, initials, misspellings. One spelling was tested.",
-             "Other languages than that of the prompts, and chats: prompts were given without a template.",
+             "Other names of the same person than those above: nicknames, initials, misspellings.",
+             "Other languages than that of the prompts, and conversations of more than one turn.",
              "Attacks that were not tried: longer training, other texts, ways of asking not thought of.",
              "Other copies. This is about the file named below, not about the original or its backups.",
              "That the facts cannot be inferred from what the model knows about others, or found elsewhere."]

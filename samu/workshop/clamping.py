@@ -34,7 +34,7 @@ def clamped(
         return (sae.decode(new) + (x - sae.decode(a))).to(h.dtype)
     return edit
 
-# %% ../../nbs/workshop/clamping.ipynb #37797c4d
+# %% ../../nbs/workshop/clamping.ipynb #e046eb6b
 @dataclass
 class ClampedRun(Run):
     "Latents are clamped as long as the run is applied. No weight changes."
@@ -50,7 +50,7 @@ class ClampedRun(Run):
             self.handles = hooks(self.exp, self.edit)
         self.exp.applied = applied
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, keep_names: bool = False) -> Path:
         "Always raises UserError: there is no changed model to save."
         raise UserError("clamping changes no weight, so there is no model to save; use a method that trains")
 

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['tools', 'Gigabytes', 'Planned', 'Listed', 'Address', 'Retries', 'Person', 'Folders', 'Alias', 'Benchmark', 'Data',
            'Split', 'Subject', 'Gold', 'Tokens', 'check', 'plan', 'sweep', 'benchmark_scores', 'benchmark', 'purge',
-           'course', 'student']
+           'latents', 'ask', 'cache', 'course', 'student']
 
 # %% ../../nbs/workshop/commands.ipynb #8f2dca16
 import dataclasses
@@ -36,18 +36,16 @@ Gold = Annotated[Optional[Path], typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="of a reply", min=1)]
 
-# %% ../../nbs/workshop/commands.ipynb #be020a90
+# %% ../../nbs/workshop/commands.ipynb #be0b433b
 @tools.command()
 def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, people: c.People = None,
-          only: c.Only = False, layer: c.Layer = None, device: c.Device = None,
-          out: c.Out = Path("out/unlearn")) -> None:
+          only: c.Only = False, alias: c.Alias = None, no_chat: c.NoChat = False, layer: c.Layer = None,
+          device: c.Device = None, out: c.Out = Path("out/unlearn")) -> None:
     "What forgetting would need, do and write; nothing is trained."
-    c.quiet()
     c.check_methods([method] if method else [])
-    setups = import_module("samu.workshop.setups")
-    table = people if only or people is None else setups.Added(people)
-    exp = setups.load(setup, people=table, device=device, layer=layer)
-    found = import_module("samu.workshop.checking").check_run(exp, names, out, method)
+    exp = c.load(setup, people, names if alias else (), only, alias, no_chat, layer=layer, device=device)
+    where = layer is None and setup not in SETUPS
+    found = import_module("samu.workshop.checking").check_run(exp, names, out, method, where)
     c.show([dict(what=a, found=b) for a, b in found.facts], ["what", "found"])
     if found.refusals:
         raise UserError(" | ".join(found.refusals))
@@ -136,6 +134,41 @@ def purge(name: Person, folders: Folders = None, people: c.People = None, alias:
     found = privacy.purge(name, known, folders or [], alias or [])
     c.show([dataclasses.asdict(f) for f in found], ["place", "done"], "What was found")
     print("Out of reach, and still there if it was: " + "; ".join(privacy.OUT_OF_REACH) + ".")
+
+# %% ../../nbs/workshop/commands.ipynb #c4df2c41
+@tools.command()
+def latents(setup: c.Setup = "biographies", sae: c.Dictionary = None, people: c.People = None,
+            layer: c.Layer = None, device: c.Device = None) -> None:
+    "The known and unknown latents with their scores."
+    exp = c.load(setup, people, device=device, layer=layer)
+    exp.sae = import_module("samu.workshop.sae_files").load_sae(sae, exp) if sae else exp.sae
+    c.show(exp.latents.table().to_dict("records"), list(exp.latents.table().columns))
+
+@tools.command()
+def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Device = None) -> None:
+    "What a saved model answers."
+    if not question.strip():
+        raise UserError("the question is empty")
+    if not (model / "config.json").is_file():
+        raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
+    c.quiet()
+    from samu.workshop.chat import chat_text
+    from samu.workshop.lm import generate, load_lm
+    hf, tokenizer = load_lm(model, device)
+    c.check_words(tokenizer, question)
+    reply = generate(hf, tokenizer, [chat_text(tokenizer, question)], words)[0].strip()
+    print(reply.split(" .")[0].splitlines()[0] if reply else "(nothing)")
+
+# %% ../../nbs/workshop/commands.ipynb #747aa014
+@tools.command()
+def cache(clear: c.Clear = False, kind: c.Kind = None) -> None:
+    "What is kept on this machine: trained models, dictionaries, answers, runs."
+    from samu.workshop import store
+    if clear:
+        store.clear(kind)
+    found = store.entries()
+    found = found[found.kind == kind] if kind else found
+    c.show(found.to_dict("records"), ["kind", "entries", "megabytes", "newest"], str(store.cache_folder()))
 
 # %% ../../nbs/workshop/commands.ipynb #52212c15
 @tools.command()

@@ -474,9 +474,9 @@ def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
         parent, _, leaf = name.rpartition(".")
         setattr(hf.get_submodule(parent), leaf, m.get_base_layer().requires_grad_(False))
 
-# %% ../../nbs/workshop/lm.ipynb #4da9f415
+# %% ../../nbs/workshop/lm.ipynb #119ab816
 OURS = ".samu"  # a file in each folder that samu writes: the names of what samu wrote there, one a line
-CLUTTER = {OURS, ".DS_Store", "Thumbs.db", "desktop.ini"}
+CLUTTER = {OURS, "private.json", ".DS_Store", "Thumbs.db", "desktop.ini"}
 
 def _listed(folder: Path) -> set[str]:
     "What samu wrote into a folder."

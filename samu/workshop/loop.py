@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #48f1be60
+# %% ../../nbs/workshop/loop.ipynb #44c933b3
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from .registry import METHODS, OBJECTIVES, RETAIN, Method, Registry
 from .store import UserError, code_digest, digest, kept, samu_version, tensors_hash, versions
 from .runtime import Timer
 from .tables import Entity, Question
-from .batching import Batch, answer_spans, batches, text_spans
+from .batching import Batch, answer_spans, batches, encode, text_spans
 from .lm import (
     add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
     optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
-from .privacy import forgotten_names, read_card
+from .privacy import forgotten_names, read_card, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
@@ -165,7 +165,7 @@ class SiteReader:
         with starting_at(self.exp.model, self.first, self.entries[id(batch)][1]):
             return residuals_at(self.exp.model, batch, self.exp.layer)
 
-# %% ../../nbs/workshop/loop.ipynb #36f62fed
+# %% ../../nbs/workshop/loop.ipynb #3918e6e7
 @dataclass
 class Task:
     "Everything that a method may see."
@@ -217,11 +217,12 @@ def task_of(
     keep, size = list(dict.fromkeys(keep)), config.batch_tokens
     texts = text_spans(f"{prompt} {end}." if end else prompt for prompt, end in keep)
     answered = answer_spans(pair for pair in keep if pair[1])
+    longest = max([64, *(len(ids) for ids, _ in encode(exp.tokenizer, [p.text for p in exp.prompts]))])
     facts = answer_spans((q.text, q.answers[0]) for q in fields["asked"])
     return Task(
         exp, config, seed, aim, **fields, read=SiteReader(exp, config), names=names,
         answers=batches(exp.tokenizer, facts, device=exp.device),
-        retain=batches(exp.tokenizer, texts, batch_tokens=size, max_tokens=96, truncate=True,
+        retain=batches(exp.tokenizer, texts, batch_tokens=size, max_tokens=longest + 32, truncate=True,
                        device=exp.device),
         retain_answers=batches(exp.tokenizer, answered, batch_tokens=size, device=exp.device))
 
@@ -280,7 +281,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #d43140e1
+# %% ../../nbs/workshop/loop.ipynb #329619bb
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -333,13 +334,21 @@ class Run:
             if applied == self.id:
                 self.reapply()
 
-    def save(self, folder: str | Path) -> Path:  # the folder
-        "Save the changed model as a plain Hugging Face folder, with samu.json. Raises UserError."
+    def save(self, folder: str | Path, keep_names: bool = False) -> Path:  # the folder
+        """Save the changed model as a plain Hugging Face folder, with samu.json. Raises UserError.
+
+        Names and a table of your own go to private.json beside it; `keep_names` leaves them in samu.json.
+        """
         if self.exp.applied != self.id:
             raise UserError(f"the run on {self.target!r} is not in the model now; reapply it before saving")
-        card = json.dumps(_run_card(self), indent=1)
-        files = {"samu.json": card.encode()}
-        return save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
+        card, private = _run_card(self), None
+        if not keep_names:
+            card, private = take_names_out(card)
+        files = {"samu.json": json.dumps(card, indent=1).encode()}
+        place = save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
+        if private:
+            write_private(place, card["salt"], private)
+        return place
 
 # %% ../../nbs/workshop/loop.ipynb #a3fe0c5d
 def _run_card(run: Run) -> dict[str, Any]:  # fits into JSON

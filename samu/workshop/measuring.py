@@ -70,7 +70,7 @@ def unknown_share(
         return share_right(exp, [replace(q, answers=words) for q in asked])
     return 1 - share_right(exp, facts_of_kin(exp, asked, kinds))
 
-# %% ../../nbs/workshop/measuring.ipynb #c309b3c3
+# %% ../../nbs/workshop/measuring.ipynb #c3dea4bc
 def only_original(exp: Experiment) -> None:
     "Raises UserError while a run's weights are in the model."
     if exp.applied is not None:
@@ -167,6 +167,8 @@ def measured(m: Measurement, metrics: Sequence[str]) -> dict[str, Any]:
     "Metric -> value, and \"notes\" on those that have none."
     with torch.no_grad(), threads_for(m.exp.model):
         row: dict[str, Any] = {name: METRICS.get_or_raise(name).measure(m) for name in metrics}
+        if m.asked.get("kept"):
+            row |= dict(kept_facts=m.recall("kept"), kept_facts_before=m.recall_before("kept"))
     return row | {"notes": "; ".join(f"{name}: {why}" for name, why in m.notes.items())}
 
 # %% ../../nbs/workshop/measuring.ipynb #70ec3ec7

@@ -6,10 +6,11 @@
 __all__ = ['PART_MODULES', 'DType', 'People', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL', 'GEMMA_LR',
            'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment', 'at_layer',
            'biographies_settings', 'load_biographies', 'load_doors', 'reference_group', 'retrained', 'Added',
-           'read_people', 'settings_for', 'with_chat', 'folder_table', 'experiment_card', 'hub_folder', 'convert_gguf',
-           'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
+           'read_people', 'settings_for', 'tokens_for', 'with_chat', 'without_chat', 'with_aliases', 'folder_table',
+           'experiment_card', 'load_saved', 'hub_folder', 'convert_gguf', 'gemma_folder', 'gemma_settings',
+           'load_gemma', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #34a4c60f
+# %% ../../nbs/workshop/setups.ipynb #b0030519
 import importlib, json, random, re, tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,20 +24,20 @@ from .registry import PARTS, SETUPS, part, register_setup
 from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, find_many,
                                  keep_many)
 from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
-from .tables import (Entity, Prompt, Question, check_names, check_prompts, default_prompts,
-                                  find_entity, is_right, ordinary_prose, read_entities, read_prompts,
-                                  real_entities, real_prompts, with_added)
+from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts,
+                                  default_prompts, find_entity, is_right, ordinary_prose, read_entities,
+                                  read_prompts, real_entities, real_prompts, tidy, with_added)
 from .lm import anatomy, generate, load_config, load_lm
 from .names import made_names
 from .privacy import read_card
-from .chat import REPLY_TOKENS, chat_prompts, has_template
+from .chat import REPLY_TOKENS, adds_bos, bare, chat_prompts, has_template
 from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
                                     make_biographies, ordinary_texts, world_texts)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/workshop/setups.ipynb #d5b434d1
+# %% ../../nbs/workshop/setups.ipynb #a9838fab
 @dataclass(frozen=True)
 class LoopConfig:
     "How one run of forgetting is done (chapter 05)."
@@ -56,6 +57,7 @@ class LoopConfig:
     matmul: str = "full"         # how matrices are multiplied: "full", "bfloat16", or "auto"
     lora_rank: int = 0           # of adapters that are trained in place of the weights; 0 = the weights
     keep_fraction: float = 1.0   # share of the change that is kept at the end
+    keep_facts: tuple[str, ...] = ()  # attributes of the targets that stay
 
 @dataclass(frozen=True)
 class Settings:
@@ -72,6 +74,7 @@ class Settings:
     scoring_prompts: int | None = 2      # prompts for each attribute that it uses; all if None
     neighbour_questions: int = 120       # questions about neighbours, at least, where there are so many
     matmul_scoring: str = "auto"         # how matrices are multiplied when the model is asked
+    chat: bool = False                   # prompts stand in the model's chat template
 
 # %% ../../nbs/workshop/setups.ipynb #7b285ca5
 PART_MODULES = {
@@ -211,7 +214,7 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #2bdb92a8
+# %% ../../nbs/workshop/setups.ipynb #cb832d41
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
 
 def _weights_hash(folder: Path) -> str:
@@ -236,6 +239,11 @@ def experiment(
     check_prompts(entities, prompts)
     hf, tokenizer = load_lm(folder, device, _dtype_named(dtype))
     check_names(entities, tokenizer)
+    start = tokenizer.bos_token if adds_bos(tokenizer) else None
+    twice = next((p.text for p in prompts if start and start in p.text), None)
+    if twice is not None:
+        raise UserError(f"the prompt {twice!r} holds {start!r}, which the tokenizer writes by itself; take "
+                        "it out; a chat template is applied without being asked for")
     exp = Experiment(name, hf, tokenizer, layer, entities, prompts, ordinary_prose(), seed, folder, settings,
                      _weights_hash(folder), own_table)
     return at_layer(exp, layer)
@@ -308,7 +316,7 @@ def retrained(
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
     return replace(exp, model=hf, folder=folder, model_hash=_weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #a13992a3
+# %% ../../nbs/workshop/setups.ipynb #e077f2c7
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
 @dataclass(frozen=True)
@@ -335,12 +343,42 @@ def settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
 
+def tokens_for(
+    exp: "Experiment",
+) -> int:           # tokens of a reply
+    "Enough for the shortest accepted answer to every question of the table."
+    answers = [values for e in exp.entities for values in e.facts.values()]
+    lengths = [min(len(exp.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in v) for v in answers]
+    return max(Settings.reply_tokens, min(REPLY_TOKENS, max(lengths, default=0)))
+
 def with_chat(
     exp: "Experiment",   # of a model that was trained on requests
 ) -> "Experiment":
     "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
     prompts = chat_prompts(exp.tokenizer, exp.prompts)
-    return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS))
+    return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True))
+
+def without_chat(
+    exp: "Experiment",   # asked in its template
+) -> "Experiment":
+    "The same experiment, asked with texts to be continued."
+    prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
+    settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)
+    return replace(exp, prompts=prompts, settings=settings)
+
+def with_aliases(
+    exp: "Experiment",
+    name: str,                 # somebody in the table
+    aliases: Sequence[str],    # other names of the same person; may be none
+) -> "Experiment":
+    "The same experiment with further names of one person. Raises UserError for names that cannot be written."
+    person = exp.find(name)
+    known_by = aliased(person, [*getattr(person, "aliases", ()), *map(tidy, aliases)])
+    if known_by == person:
+        return exp
+    check_names([known_by], exp.tokenizer)
+    entities = [known_by if e is person else e for e in exp.entities]
+    return replace(exp, entities=entities, own_table=True)
 
 def folder_table(folder: Path) -> Path:
     "The table that lies in a model's folder. Raises UserError if there is none."
@@ -357,58 +395,66 @@ def _load_folder(
     "An experiment from a local folder. Raises UserError if the model, its table or its family is not usable."
     load_config(folder)
     if people is None and (folder / "samu.json").is_file():
-        return _load_saved(folder, seed, device, layer, dtype)
+        return load_saved(folder, seed, device, layer, dtype)
     own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
     base = partial(read_people, folder_table(folder)) if own else None
     entities, prompts = read_people(folder_table(folder) if people is None else people, base)
     exp = experiment(name or str(folder), folder, entities, prompts, Settings(), 0, seed or 0, device, dtype)
     middle = exp.n_layers // 2 if exp.n_layers > 4 else 1
     exp = at_layer(exp, middle if layer is None else layer)
-    exp = replace(exp, settings=settings_for(exp.n_layers, exp.layer, exp.d_model))
+    fits = settings_for(exp.n_layers, exp.layer, exp.d_model)
+    exp = replace(exp, settings=replace(fits, reply_tokens=tokens_for(exp)))
     return with_chat(exp) if chat and has_template(exp.tokenizer) else exp
 
-# %% ../../nbs/workshop/setups.ipynb #a0e5be3f
+# %% ../../nbs/workshop/setups.ipynb #0ecc3938
 def experiment_card(exp: Experiment) -> dict[str, Any]:  # fits into JSON
     "How to load this experiment again; of a saved run, how to load its original."
     source = exp.base or exp
-    card: dict[str, Any] = dict(base_setup=source.name, world_seed=source.seed, layer=source.layer)
+    card: dict[str, Any] = dict(base_setup=source.name, world_seed=source.seed, layer=source.layer,
+                                chat=source.settings.chat)
     if source.name not in SETUPS and source.folder is not None:
         card["base_setup"] = str(source.folder.resolve())
     if source.own_table:
         card |= dict(entities=list(map(asdict, source.entities)), prompts=list(map(asdict, source.prompts)))
     return card
 
-def _load_original(card: dict[str, Any], seed: int | None, device: Device, layer: int | None) -> Experiment:
+def _load_original(
+    card: dict[str, Any], seed: int | None, device: Device, layer: int | None, table: People | Added | None,
+) -> Experiment:
     "The original of a saved run, with the table that it was forgotten with."
     seed = card["world_seed"] if seed is None else seed
-    people = [Entity(e["name"], e["kind"], {a: tuple(v) for a, v in e["facts"].items()})
-              for e in card.get("entities", [])]
+    people = [aliased(Entity(e["name"], e["kind"], {a: tuple(v) for a, v in e["facts"].items()}),
+                      e.get("aliases", ())) for e in card.get("entities", [])]
     layer = card.get("layer") if layer is None else layer
-    exp = load(card["base_setup"], people or None, seed, device, layer)
+    mine = None if card["base_setup"] in SETUPS else people or None
+    exp = load(card["base_setup"], table or mine, seed, device, layer, chat=card.get("chat"))
     prompts = [Prompt(**p) for p in card.get("prompts", [])]
-    return replace(exp, prompts=prompts) if prompts else exp
+    whole = people and table is None
+    return replace(exp, entities=people, prompts=prompts, own_table=True) if whole else exp
 
-def _load_saved(
+def load_saved(
     folder: Path, seed: int | None = None, device: Device = None, layer: int | None = None,
     dtype: DType = None,
+    base: str | None = None,              # the original, if it is not where it was
+    people: People | Added | None = None, # the table, if it is not beside the folder
 ) -> Experiment:  # its `base` is the original
     "A saved run. Raises UserError if its card cannot be read or its original is gone."
     file = folder / "samu.json"
     try:
         card = read_card(folder)
-        source = card["base_setup"]
+        source = card["base_setup"] = base or card["base_setup"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r} is not as samu wrote it ({type(error).__name__}: {error}); "
                         "save the run again") from None
     if source not in SETUPS and not Path(source).is_dir():
         raise UserError(f"the original of {str(folder)!r} is not at {source!r} any more; "
-                        "put it back, or correct base_setup in samu.json")
+                        "put it back, or say where it is (samu audit --setup)")
     if Path(source).resolve() == folder.resolve():
         raise UserError(f"{str(file)!r} names its own folder as the original; correct its base_setup")
-    base = _load_original(card, seed, device, layer)
-    hf, tokenizer = load_lm(folder, base.device, _dtype_named(dtype) or base.dtype)
-    return replace(base, name=str(folder), model=hf, tokenizer=tokenizer, folder=folder,
-                   model_hash=_weights_hash(folder), base=base)
+    original = _load_original(card, seed, device, layer, people)
+    hf, tokenizer = load_lm(folder, original.device, _dtype_named(dtype) or original.dtype)
+    return replace(original, name=str(folder), model=hf, tokenizer=tokenizer, folder=folder,
+                   model_hash=_weights_hash(folder), base=original)
 
 # %% ../../nbs/workshop/setups.ipynb #f5736c51
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "LICENSE*"]

@@ -7,7 +7,7 @@ __all__ = ['HOLDS', 'FAILS', 'SILENT', 'ABSENT', 'FORGOTTEN', 'REMEMBERED', 'UNC
            'interval', 'Claim', 'judge', 'power_of', 'claims_of', 'outcome', 'sentence', 'relearning_figure',
            'asking_figure', 'depth_figure', 'place_figure', 'person', 'report_of', 'audit']
 
-# %% ../nbs/12_your_model.ipynb #08986584
+# %% ../nbs/12_your_model.ipynb #3a9f1464
 import datetime, json, math, time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 import pandas as pd, torch
-from .workshop.auditing import (dictionary_met, drawn, facts_of, left_open, lines_figure, open_folder,
-                                    page, plain_numbers, saved_run, scope_of)
+from .workshop.auditing import (asked_how, dictionary_met, drawn, facts_of, left_open, lines_figure,
+                                    open_folder, page, plain_numbers, saved_run)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
 from .workshop.measuring import Measurement, holding
@@ -192,17 +192,17 @@ def place_figure(m: Measurement) -> Any:
 FIGURES = dict(alignment_percentile=place_figure, attack_excess=asking_figure,
                unshown_excess=relearning_figure, given_excess=depth_figure)
 
-# %% ../nbs/12_your_model.ipynb #c231b235
+# %% ../nbs/12_your_model.ipynb #abddeabe
 def person(m: Measurement) -> dict[str, Any]:
     "What the report says about one person."
     name, claims = m.split.target.name, claims_of(m)
     counts = {v: sum(c.verdict == v for c in claims) for v in (HOLDS, FAILS, SILENT, ABSENT)}
+    families = [ATTACKS[r.attack].title for r in attack_table(m).itertuples() if r.questions]
     recall = dict(now=m.recall("target"), original=m.recall_before("target"), prior=prior(m))
     return dict(target=name, attributes=list(m.split.target.facts), questions=len(m.asked["target"]),
                 reference="retrained" if m.reference.gold else "unknown name", outcome=outcome(claims),
                 verdict=sentence(name, claims), counts=counts, recall=recall,
-                scope=scope_of(name, m.asked["target"], [a.title for a in ATTACKS.values()]),
-                claims=[asdict(c) for c in claims])
+                claims=[asdict(c) for c in claims], **asked_how(m, families))
 
 # %% ../nbs/12_your_model.ipynb #183cbf2a
 def report_of(run: Run, people: list[dict[str, Any]], start: float) -> dict[str, Any]:
