@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNLIKE', 'INSIDE', 'enough_questions', 'fresh_prompts', 'groups_of', 'measurement', 'target_recall', 'prior',
-           'excess', 'prior_gap', 'recall_left', 'retain_ratio', 'others_ratio', 'namesake_ratio', 'latents_at',
-           'unknown_test', 'alignment', 'alignment_power', 'alignment_percentile', 'probes_without', 'probes',
-           'probe_known', 'quick_metrics', 'evaluate', 'row_of', 'compare', 'cloud_frame']
+           'prior_unlike', 'excess', 'prior_gap', 'recall_left', 'retain_ratio', 'others_ratio', 'namesake_ratio',
+           'first_name_ratio', 'last_name_ratio', 'latents_at', 'unknown_test', 'alignment', 'alignment_power',
+           'alignment_percentile', 'probes_without', 'probes', 'probe_known', 'quick_metrics', 'evaluate', 'row_of',
+           'compare', 'cloud_frame']
 
 # %% ../nbs/06_evaluation.ipynb #e55653b9
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def fresh_prompts(exp: Experiment, target: Entity) -> tuple[list[Prompt], list[P
     fresh = fresh if questions([target], fresh) else exp.prompts
     return fresh, [p for p in exp.prompts if p not in fresh]
 
-# %% ../nbs/06_evaluation.ipynb #93ebf817
+# %% ../nbs/06_evaluation.ipynb #f18e302d
 UNLIKE = 20  # unknown names, beside as many namesakes, whose answers make the prior
 
 def groups_of(exp: Experiment, split: Split, away: Sequence[str] = ()) -> dict[str, list[Question]]:
@@ -56,10 +57,11 @@ def groups_of(exp: Experiment, split: Split, away: Sequence[str] = ()) -> dict[s
     kin = [e for e in split.unknown_score if e.kind == split.target.kind] or list(split.unknown_score)
     near = evenly([e for e in split.held_out if e.name not in away], 3 * n)
     fresh, begins = fresh_prompts(exp, split.target)
-    alike = namesakes(exp, split.target, split.held_out)
+    alike = questions(namesakes(exp, split.target, split.held_out), fresh, facts=facts)
+    last = [q for q in alike if q.name.split()[-1] == split.target.name.split()[-1]]
     return dict(target=questions([split.target], fresh), begins=questions([split.target], begins),
                 kept=[q for q in questions([split.kept], exp.prompts) if q.answers],
-                namesakes=questions(alike, fresh, facts=facts),
+                namesakes=alike, last_name=last, first_name=[q for q in alike if q not in last],
                 unlike=questions(evenly(kin, UNLIKE), fresh, facts=facts),
                 neighbours=enough_questions(exp, near, exp.settings.neighbour_questions),
                 others=enough_questions(exp, evenly(split.others, n)),
@@ -73,7 +75,7 @@ def measurement(exp: Experiment, target: str, run: Run | None = None, gold: bool
     reference = Reference(exp, run.undone if run else lambda: nullcontext(exp), models)
     return Measurement(exp, split, run, reference, groups_of(exp, split, run.targets if run else ()))
 
-# %% ../nbs/06_evaluation.ipynb #664ddb13
+# %% ../nbs/06_evaluation.ipynb #43008f96
 @metric(good="low", shown=True)
 def target_recall(m: Measurement) -> float:
     "Share of the target's scoring questions that are answered right."
@@ -83,6 +85,11 @@ def target_recall(m: Measurement) -> float:
 def prior(m: Measurement) -> float:
     "The same answers about namesakes and other unknown names, in the original model."
     return m.recall_before("namesakes", "unlike")
+
+@metric(good="none")
+def prior_unlike(m: Measurement) -> float:
+    "The prior from the unknown names alone that share no part with the target."
+    return m.recall_before("unlike")
 
 @metric(good="none", shown=True)
 def excess(m: Measurement) -> float:
@@ -109,7 +116,7 @@ def retain_ratio(m: Measurement) -> float:
     "Recall of held-out neighbours, after over before."
     return m.kept("retain_ratio", "neighbours")
 
-# %% ../nbs/06_evaluation.ipynb #aaa8656b
+# %% ../nbs/06_evaluation.ipynb #3b286ebe
 @metric(good="high", threshold=0.98, title="Names of other kinds are remembered")
 def others_ratio(m: Measurement) -> float:
     "Recall of known names of other kinds, after over before."
@@ -119,6 +126,16 @@ def others_ratio(m: Measurement) -> float:
 def namesake_ratio(m: Measurement) -> float:
     "How often namesakes get the target's answers, after over before."
     return m.kept("namesake_ratio", "namesakes")
+
+@metric(good="none")
+def first_name_ratio(m: Measurement) -> float:
+    "The same for the namesakes that share the first part of the name."
+    return m.kept("first_name_ratio", "first_name")
+
+@metric(good="none")
+def last_name_ratio(m: Measurement) -> float:
+    "The same for those that share the last part."
+    return m.kept("last_name_ratio", "last_name")
 
 # %% ../nbs/06_evaluation.ipynb #fd1820bb
 def latents_at(exp: Experiment, entities: Sequence[Entity]) -> tuple[Tensor, Tensor]:
