@@ -3,8 +3,8 @@
 Each deck is one HTML file that needs nothing else: no script, no font, no network. A slide begins at each
 `##` heading, at each cell of text below it and at a second cell of code; a picture has a slide of its own,
 and so has each question of a quiz. Of a paragraph the first sentence is shown; a click unfolds the rest.
-Code of more than 15 lines and cells that only import are left out. Notebooks are not run: slides show the
-outputs that are stored.
+Code of more than 15 lines, code that draws and cells that only import are left out. Notebooks are not run:
+slides show the outputs that are stored.
 """
 
 import ast
@@ -142,12 +142,13 @@ def slides(notebook):
                 heading = new or heading
                 found.append((heading, [body_of(text)] if text else []))
             continue
-        code = shown_code(cell.source)
+        outputs = list(outputs_of(cell))
+        code = "" if any(is_picture for is_picture, _ in outputs) else shown_code(cell.source)
         if code and any('class="highlight"' in part for part in found[-1][1]):
             found.append((heading, []))
         if code:
             found[-1][1].append(code)
-        for is_picture, output in outputs_of(cell):
+        for is_picture, output in outputs:
             if is_picture:
                 found.append((heading, [output]))
             else:

@@ -24,19 +24,19 @@ def planted():
         new_markdown_cell("## One\n\nA sentence with $x_1$ in it. And all that follows it here, which is folded "
                           "until somebody asks for it.\n\n## Two\n\n$$\\frac{a}{b}$$"),  # 2, 3
         new_code_cell("#| export\ndef f():\n    return 1", outputs=[new_output("stream", text="printed")]),
-        new_code_cell("f()", outputs=[PICTURE]),  # 4, and 5 for the picture
+        new_code_cell("f()", outputs=[PICTURE]),  # 4: the picture alone
         new_code_cell(LONG),
-        new_markdown_cell("More, with [a chapter](03_saes.ipynb) and [a file](results/x.csv)."),  # 6
-        new_markdown_cell("## Quiz\n\n**1.** Why?\n\n- **a** So.\n\n**2.** And?\n\n- **a** No."),  # 7 with the heading, 8
+        new_markdown_cell("More, with [a chapter](03_saes.ipynb) and [a file](results/x.csv)."),  # 5
+        new_markdown_cell("## Quiz\n\n**1.** Why?\n\n- **a** So.\n\n**2.** And?\n\n- **a** No."),  # 6 with the heading, 7
     ])
 
 
 def test_slides_are_those_of_the_rule():
     found = slides.slides(planted())
-    assert [h for h, _ in found] == ["# 99 Planted", "## One", *["## Two"] * 4, *["## Quiz"] * 2]
+    assert [h for h, _ in found] == ["# 99 Planted", "## One", *["## Two"] * 3, *["## Quiz"] * 2]
     page = slides.deck(planted())
-    assert page.count("<section>") == len(found) == 8
-    assert "x = 3" not in page and "import json" not in page and "default_exp" not in page
+    assert page.count("<section>") == len(found) == 7
+    assert "x = 3" not in page and "f()" not in page.replace("def f()", "") and "import json" not in page and "default_exp" not in page
     assert "printed" in page and "#| export" not in page
     assert '<img alt="Two &lt; three dots." src="data:image/png;base64,aGk=">' in page
 
