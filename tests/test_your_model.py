@@ -12,6 +12,7 @@ import torch
 from samu.entities import questions, split_for
 from samu.evaluation import evaluate, measurement
 from samu.forgetting import make_task, unlearn
+from samu.latents import Latents
 from samu.workshop import asking, setups
 from samu.workshop.auditing import saved_run
 from samu.workshop.checking import check_run
@@ -33,6 +34,9 @@ def small(exp):
     "Settings with which everything takes a second."
     exp.settings = replace(exp.settings, sae=SMALL, unknown_names=30, scoring_prompts=1, neighbour_questions=4)
     exp.settings = replace(exp.settings, scoring_entities=4, reply_tokens=min(8, exp.settings.reply_tokens))
+    zeros = torch.zeros(SMALL["d_sae"])  # a model of random weights has no latents that tell names apart
+    known, unknown = torch.arange(4), torch.arange(4, 8)
+    exp.latents = Latents(known, unknown, zeros, zeros, zeros, ["person"], zeros[None])
     return exp
 
 
@@ -157,7 +161,7 @@ def test_unusual_names_and_single_facts_are_audited(tmp_path, quick):
     run.save(tmp_path / "model")
     run.restore()
     again = saved_run(tmp_path / "model")
-    again.exp.settings = exp.settings
+    small(again.exp)
     assert chapter.audit(again, tmp_path / "audit")["people"][0]["target"] == people[0]
 
 
@@ -196,7 +200,7 @@ def test_moved_and_audited_again(exp, folder, quick, tmp_path):
     (tmp_path / "out").rename(tmp_path / "moved")
     again = saved_run(tmp_path / "moved" / "model")
     assert again.targets == (NAME,) and again.config.keep_facts == (stays,) and again.exp.find(ALIAS).name == NAME
-    again.exp.settings = exp.settings
+    small(again.exp)
     report = chapter.audit(again, tmp_path / "audit")["people"][0]
     assert report["kept"]["attributes"] == [stays] and stays not in report["attributes"]
     alone = shutil.copytree(tmp_path / "moved" / "model", tmp_path / "alone")
@@ -235,7 +239,7 @@ def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     torch.testing.assert_close(plain(ids).logits, exp.model(ids).logits, atol=1e-4, rtol=1e-4)
     run.restore()
     again = saved_run(folder)
-    again.exp.settings = exp.settings
+    small(again.exp)
     monkeypatch.setattr(Experiment, "ask", leaking(lambda q: "[user]" not in q.text))
     report = chapter.audit(again, tmp_path / "audit")["people"][0]
     assert "in the model's chat template" in report["scope"]["form"] and report["outcome"] == chapter.REMEMBERED
