@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #48f1be60
+# %% ../../nbs/workshop/loop.ipynb #c8d09040
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, text_spans
 from .lm import (
-    add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
-    optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
+    adapter_files, add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits,
+    merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
 from .privacy import forgotten_names, read_card
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
@@ -278,7 +278,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #d43140e1
+# %% ../../nbs/workshop/loop.ipynb #a09259fc
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -332,11 +332,13 @@ class Run:
                 self.reapply()
 
     def save(self, folder: str | Path) -> Path:  # the folder
-        "Save the changed model as a plain Hugging Face folder, with samu.json. Raises UserError."
+        "Save a plain Hugging Face folder with samu.json, and adapters in `adapter/`. Raises UserError."
         if self.exp.applied != self.id:
             raise UserError(f"the run on {self.target!r} is not in the model now; reapply it before saving")
         card = json.dumps(_run_card(self), indent=1)
         files = {"samu.json": card.encode()}
+        if self.config.lora_rank:
+            files |= adapter_files(self.exp.model, self.original, self.changed, self.config.lora_rank)
         return save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
 
 # %% ../../nbs/workshop/loop.ipynb #a3fe0c5d
