@@ -75,7 +75,7 @@ def test_what_needs_the_answers_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_check_unlearn_save_reload_audit(family, tmp_path):
+def test_unlearn_save_reload(family, tmp_path):
     "An adapter lies beside the merged model, and gives the same logits on the original."
     from peft import PeftModel
     folder, hf, tok = tiny.save(tmp_path / "model", family)
