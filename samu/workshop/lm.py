@@ -7,11 +7,11 @@ __all__ = ['FAMILIES', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit', 'OURS', 'CLUTTER', 
            'anatomy', 'load_config', 'load_tokenizer', 'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer',
            'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss',
            'perplexity', 'generate', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept',
-           'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'list_output', 'check_output_folder',
-           'save_lm']
+           'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output',
+           'check_output_folder', 'save_trained', 'save_lm']
 
-# %% ../../nbs/workshop/lm.ipynb #29334f68
-import math, os, shutil
+# %% ../../nbs/workshop/lm.ipynb #9bf33a14
+import json, math, os, re, shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -30,7 +31,7 @@ from .runtime import SMALL, Device, pick_device, pick_dtype, seeded
 from .store import UserError, atomic_folder
 from .tables import Question
 
-# %% ../../nbs/workshop/lm.ipynb #0c1a9b0f
+# %% ../../nbs/workshop/lm.ipynb #e0a34cab
 @dataclass(frozen=True)
 class Family:
     "Where a family of models keeps its parts: names of attributes."
@@ -65,7 +66,7 @@ def check_config(config: Any) -> None:
     family, text = config.model_type, config.get_text_config()
     if family not in FAMILIES:
         raise UserError(f"models of type {family!r} are not supported; use one of {', '.join(FAMILIES)}")
-    if text.num_hidden_layers < 3:
+    if text.num_hidden_layers < 3 and not hasattr(text, "samu_site"):
         raise UserError(f"a model of {text.num_hidden_layers} blocks has no room for a site with blocks "
                         "below and above it; use one of at least 3")
     if getattr(config, "quantization_config", None) is not None:
@@ -84,7 +85,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #faa1edac
+# %% ../../nbs/workshop/lm.ipynb #eae5216d
 def _read(loader: Any, folder: str | Path, **options: Any) -> Any:
     "What a class of transformers reads from a folder or a hub. Raises UserError if it cannot."
     local = Path(folder).is_dir()
@@ -112,6 +113,21 @@ def load_config(folder: str | Path) -> Any:  # a configuration of transformers
     check_config(config)
     return config
 
+def _cut(config: Any, site: int) -> str:
+    "Take the blocks above a site out of a configuration, in place. Returns a pattern of their weights' names."
+    text = config.get_text_config()
+    n = text.num_hidden_layers
+    if not 0 <= site < n - 1:
+        raise UserError(f"no block lies above layer {site}: this model has blocks 0 to {n - 1}")
+    text.num_hidden_layers, text.samu_site = site + 1, site
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:site + 1]
+    return rf"\.({'|'.join(str(i) for i in range(site + 1, n))})\."
+
+def _others(names: Sequence[str], pattern: str) -> list[str]:
+    "Names in which a pattern does not occur."
+    return [n for n in names if not re.search(pattern, n)]
+
 def load_tokenizer(
     folder: str | Path,  # a Hugging Face folder, or the name of a model on a hub
 ) -> Any:                # a tokenizer of transformers
@@ -122,17 +138,21 @@ def load_lm(
     folder: str | Path,                        # a Hugging Face folder, or the name of a model on a hub
     device: Device = None,  # the best there is if None
     dtype: torch.dtype | None = None,          # as `pick_dtype` says if None
+    site: int | None = None,                   # load no block above it, and no head of its own; None: all
 ) -> tuple[PreTrainedModel, Any]:              # (frozen model in eval mode, its tokenizer)
     "Load a model. Raises UserError for an unsupported one, and for missing, unexpected or misshaped weights."
     config, place = load_config(folder), pick_device(device)
+    above = r"\A\Z" if site is None else _cut(config, site)
     if dtype is None:
         with torch.device("meta"):
             size = AutoModelForCausalLM.from_config(config).num_parameters()
         dtype = pick_dtype(place, large=size > SMALL)
     tokenizer = load_tokenizer(folder)
     report = dict(output_loading_info=True, ignore_mismatched_sizes=True)
-    hf, info = _read(AutoModelForCausalLM, folder, dtype=dtype, **report)
-    _check_loaded(folder, info)
+    hf, info = _read(AutoModelForCausalLM, folder, dtype=dtype, config=config, **report)
+    _check_loaded(folder, info | dict(unexpected_keys=_others(info["unexpected_keys"], above)))
+    if site is not None and not config.get_text_config().tie_word_embeddings:
+        hf.set_output_embeddings(nn.Identity())
     return hf.to(place).eval().requires_grad_(False), tokenizer
 
 # %% ../../nbs/workshop/lm.ipynb #d4d43e78
@@ -244,7 +264,7 @@ def starting_at(
         setattr(hf.get_submodule(parent), name, a.blocks)
         handle.remove()
 
-# %% ../../nbs/workshop/lm.ipynb #fd1347dd
+# %% ../../nbs/workshop/lm.ipynb #2d8de115
 PLACES_AT_ONCE = 128  # float32 logits of a vocabulary of 262,144 take a megabyte a place
 
 def final_hidden(
@@ -256,6 +276,9 @@ def final_hidden(
 def logits(hf: PreTrainedModel, hidden: Tensor) -> Tensor:  # [..., vocabulary]
     "The model's own logits, bounded where the model bounds them."
     a = anatomy(hf)
+    if hasattr(hf.config.get_text_config(), "samu_site"):
+        raise UserError("this loss reads the model's answers, and the blocks above the site are not loaded; "
+                        "load the whole model, or choose a method and a retain loss that read at the site")
     out = a.head(hidden)
     return out if a.softcap is None else torch.tanh(out / a.softcap) * a.softcap
 
@@ -474,6 +497,32 @@ def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
         parent, _, leaf = name.rpartition(".")
         setattr(hf.get_submodule(parent), leaf, m.get_base_layer().requires_grad_(False))
 
+# %% ../../nbs/workshop/lm.ipynb #db6af676
+def adapter_files(
+    hf: PreTrainedModel,
+    original: Mapping[str, Tensor],  # name -> weight before training
+    changed: Mapping[str, Tensor],   # and after
+    rank: int,                       # of the adapters
+) -> dict[str, bytes]:               # name of a file in `adapter/` -> content
+    "Files of peft for the change of each matrix. Raises UserError without peft."
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("an adapter needs the package peft; install it with pip install peft") from None
+    tensors, names = {}, [k for k in original if original[k].ndim == 2]
+    turned = any(isinstance(m, Conv1D) for m in hf.modules())
+    for k in names:
+        delta = changed[k].detach().float() - original[k].float()
+        with seeded(0, delta.device):
+            u, s, v = torch.svd_lowrank(delta.T if turned else delta, q=min(rank, *delta.shape), niter=4)
+        name = f"base_model.model.{k.removesuffix('.weight')}"
+        tensors[f"{name}.lora_A.weight"] = v.T.contiguous().cpu()
+        tensors[f"{name}.lora_B.weight"] = (u * s).contiguous().cpu()
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[k.removesuffix(".weight") for k in names],
+                        fan_in_fan_out=turned, task_type="CAUSAL_LM").to_dict()
+    text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, default=str)
+    return {"adapter/adapter_config.json": text.encode(), "adapter/adapter_model.safetensors": save(tensors)}
+
 # %% ../../nbs/workshop/lm.ipynb #119ab816
 OURS = ".samu"  # a file in each folder that samu writes: the names of what samu wrote there, one a line
 CLUTTER = {OURS, "private.json", ".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -510,7 +559,7 @@ def check_output_folder(folder: str | Path, source: str | Path | None = None) ->
         raise UserError(f"{str(folder)!r} holds {name!r}, which samu did not write; choose an empty folder")
     return target
 
-# %% ../../nbs/workshop/lm.ipynb #af7409cb
+# %% ../../nbs/workshop/lm.ipynb #131ae882
 COPIED = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab.*", "merges.txt", "*.jinja",
           "*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "*.md")
 
@@ -538,6 +587,41 @@ def _take_place(fresh: Path, target: Path) -> None:
     os.replace(fresh, target)
     shutil.rmtree(old)
 
+@contextmanager
+def _draft(target: Path) -> Iterator[Path]:
+    "A folder to write in. At the end it is listed as ours and takes its place, whole or not at all."
+    fresh = target.with_name(f".{target.name}-{os.getpid()}") if target.exists() else target
+    with atomic_folder(fresh) as draft:
+        yield draft
+        written = [f for f in draft.rglob("*") if f.is_file()]
+        list_output(draft, [f.name for f in written])
+        for f in written:
+            f.chmod(0o644)
+    if fresh != target:
+        _take_place(fresh, target)
+
+def save_trained(
+    source: str | Path,            # the original's folder
+    folder: str | Path,            # a new folder, or one that samu wrote
+    trained: Mapping[str, Tensor],  # name -> weight, such as `trained_weights` gives
+) -> Path:                         # the folder
+    "Copy a model file by file, with trained weights put in: one file is in memory at a time. Raises UserError."
+    target, left = check_output_folder(folder, source), set(trained)
+    with _draft(target) as draft:
+        for f in (f for f in Path(source).iterdir() if f.is_file() and f.name != OURS):
+            if f.suffix != ".safetensors":
+                shutil.copyfile(f, draft / f.name)
+                continue
+            tensors = load_file(f)
+            own = trained.keys() & tensors.keys()
+            put = {k: trained[k].detach().to("cpu", tensors[k].dtype).contiguous() for k in own}
+            save_file(tensors | put, draft / f.name, {"format": "pt"})
+            left -= own
+        if left:
+            raise UserError(f"{str(source)!r} has no safetensors weight {min(left)!r} to put the trained one in "
+                            "place of; load the whole model and save it with `save_lm`")
+    return target
+
 def save_lm(
     hf: PreTrainedModel,
     tokenizer: Any,
@@ -551,18 +635,13 @@ def save_lm(
     if source is not None and Path(source).is_dir():
         origin = Path(source)
         dtype = AutoConfig.from_pretrained(origin, local_files_only=True).dtype or dtype
-    fresh = target.with_name(f".{target.name}-{os.getpid()}") if target.exists() else target
-    with atomic_folder(fresh) as draft:
+    with _draft(target) as draft:
         (hf if dtype == hf.dtype else deepcopy(hf).to(dtype)).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         for f in {f for p in COPIED for f in (origin.glob(p) if origin else ()) if f.is_file()}:
             shutil.copyfile(f, draft / f.name)
         for name, content in files.items():
+            (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(content)
-        list_output(draft, [f.name for f in draft.iterdir()])
-        for f in draft.iterdir():
-            f.chmod(0o644)
         _check_saved(hf, tokenizer, draft, dtype)
-    if fresh != target:
-        _take_place(fresh, target)
     return target

@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #44c933b3
+# %% ../../nbs/workshop/loop.ipynb #0e7c9564
 import difflib, json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, encode, text_spans
 from .lm import (
-    add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits, merge_lora,
-    optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
+    adapter_files, add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits,
+    merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
 from .privacy import forgotten_names, read_card, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
@@ -281,7 +281,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #329619bb
+# %% ../../nbs/workshop/loop.ipynb #b8ad5468
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -335,7 +335,7 @@ class Run:
                 self.reapply()
 
     def save(self, folder: str | Path, keep_names: bool = False) -> Path:  # the folder
-        """Save the changed model as a plain Hugging Face folder, with samu.json. Raises UserError.
+        """Save a plain Hugging Face folder with samu.json, and adapters in `adapter/`. Raises UserError.
 
         Names and a table of your own go to private.json beside it; `keep_names` leaves them in samu.json.
         """
@@ -345,6 +345,8 @@ class Run:
         if not keep_names:
             card, private = take_names_out(card)
         files = {"samu.json": json.dumps(card, indent=1).encode()}
+        if self.config.lora_rank:
+            files |= adapter_files(self.exp.model, self.original, self.changed, self.config.lora_rank)
         place = save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
         if private:
             write_private(place, card["salt"], private)
