@@ -85,7 +85,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #eae5216d
+# %% ../../nbs/workshop/lm.ipynb #65776f78
 def _read(loader: Any, folder: str | Path, **options: Any) -> Any:
     "What a class of transformers reads from a folder or a hub. Raises UserError if it cannot."
     local = Path(folder).is_dir()
@@ -114,7 +114,7 @@ def load_config(folder: str | Path) -> Any:  # a configuration of transformers
     return config
 
 def _cut(config: Any, site: int) -> str:
-    "Take the blocks above a site out of a configuration, in place. Returns a pattern of their weights' names."
+    "Take the blocks above a site out of a configuration, in place. Gives a pattern of their weights' names."
     text = config.get_text_config()
     n = text.num_hidden_layers
     if not 0 <= site < n - 1:
@@ -559,7 +559,7 @@ def check_output_folder(folder: str | Path, source: str | Path | None = None) ->
         raise UserError(f"{str(folder)!r} holds {name!r}, which samu did not write; choose an empty folder")
     return target
 
-# %% ../../nbs/workshop/lm.ipynb #131ae882
+# %% ../../nbs/workshop/lm.ipynb #3e8dee71
 COPIED = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab.*", "merges.txt", "*.jinja",
           "*processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "*.md")
 
@@ -605,7 +605,7 @@ def save_trained(
     folder: str | Path,            # a new folder, or one that samu wrote
     trained: Mapping[str, Tensor],  # name -> weight, such as `trained_weights` gives
 ) -> Path:                         # the folder
-    "Copy a model file by file, with trained weights put in: one file is in memory at a time. Raises UserError."
+    "Copy a model with trained weights put in, one file in memory at a time. Raises UserError."
     target, left = check_output_folder(folder, source), set(trained)
     with _draft(target) as draft:
         for f in (f for f in Path(source).iterdir() if f.is_file() and f.name != OURS):
@@ -618,8 +618,8 @@ def save_trained(
             save_file(tensors | put, draft / f.name, {"format": "pt"})
             left -= own
         if left:
-            raise UserError(f"{str(source)!r} has no safetensors weight {min(left)!r} to put the trained one in "
-                            "place of; load the whole model and save it with `save_lm`")
+            raise UserError(f"{str(source)!r} has no safetensors weight {min(left)!r} for the trained one "
+                            "to replace; load the whole model and save it with `save_lm`")
     return target
 
 def save_lm(
