@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNLIKE', 'INSIDE', 'enough_questions', 'fresh_prompts', 'groups_of', 'measurement', 'target_recall', 'prior',
-           'prior_unlike', 'excess', 'prior_gap', 'recall_left', 'retain_ratio', 'others_ratio', 'namesake_ratio',
-           'first_name_ratio', 'last_name_ratio', 'latents_at', 'unknown_test', 'alignment', 'alignment_power',
-           'alignment_percentile', 'probes_without', 'probes', 'probe_known', 'quick_metrics', 'evaluate', 'row_of',
-           'compare', 'cloud_frame']
+           'excess', 'prior_gap', 'recall_left', 'retain_ratio', 'others_ratio', 'namesake_ratio', 'latents_at',
+           'unknown_test', 'alignment', 'alignment_power', 'alignment_percentile', 'probes_without', 'probes',
+           'probe_known', 'quick_metrics', 'evaluate', 'row_of', 'compare', 'cloud_frame']
 
 # %% ../nbs/06_evaluation.ipynb #e55653b9
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ def measurement(exp: Experiment, target: str, run: Run | None = None, gold: bool
     reference = Reference(exp, run.undone if run else lambda: nullcontext(exp), models)
     return Measurement(exp, split, run, reference, groups_of(exp, split, run.targets if run else ()))
 
-# %% ../nbs/06_evaluation.ipynb #43008f96
+# %% ../nbs/06_evaluation.ipynb #06fcf1c7
 @metric(good="low", shown=True)
 def target_recall(m: Measurement) -> float:
     "Share of the target's scoring questions that are answered right."
@@ -85,11 +84,6 @@ def target_recall(m: Measurement) -> float:
 def prior(m: Measurement) -> float:
     "The same answers about namesakes and other unknown names, in the original model."
     return m.recall_before("namesakes", "unlike")
-
-@metric(good="none")
-def prior_unlike(m: Measurement) -> float:
-    "The prior from the unknown names alone that share no part with the target."
-    return m.recall_before("unlike")
 
 @metric(good="none", shown=True)
 def excess(m: Measurement) -> float:
@@ -116,7 +110,7 @@ def retain_ratio(m: Measurement) -> float:
     "Recall of held-out neighbours, after over before."
     return m.kept("retain_ratio", "neighbours")
 
-# %% ../nbs/06_evaluation.ipynb #3b286ebe
+# %% ../nbs/06_evaluation.ipynb #1da5ebfd
 @metric(good="high", threshold=0.98, title="Names of other kinds are remembered")
 def others_ratio(m: Measurement) -> float:
     "Recall of known names of other kinds, after over before."
@@ -126,16 +120,6 @@ def others_ratio(m: Measurement) -> float:
 def namesake_ratio(m: Measurement) -> float:
     "How often namesakes get the target's answers, after over before."
     return m.kept("namesake_ratio", "namesakes")
-
-@metric(good="none")
-def first_name_ratio(m: Measurement) -> float:
-    "The same for the namesakes that share the first part of the name."
-    return m.kept("first_name_ratio", "first_name")
-
-@metric(good="none")
-def last_name_ratio(m: Measurement) -> float:
-    "The same for those that share the last part."
-    return m.kept("last_name_ratio", "last_name")
 
 # %% ../nbs/06_evaluation.ipynb #fd1820bb
 def latents_at(exp: Experiment, entities: Sequence[Entity]) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['share_right', 'facts_of_kin', 'unknown_share', 'only_original', 'Reference', 'Measurement', 'holding', 'cost_of',
-           'mean_row', 'measured', 'begins_recall', 'retain_recall', 'unknown_rate', 'unknown_ratio', 'kept_perplexity',
-           'perplexity', 'perplexity_ratio', 'answer_distributions', 'answer_kl', 'retrained_without', 'gold_kl',
-           'gold_kl_floor', 'residuals_at_names', 'kept_test', 'kept_probes', 'grid_settings', 'loaded_again',
-           'GridRow', 'fill_grid', 'name_cloud']
+           'mean_row', 'measured', 'begins_recall', 'prior_unlike', 'first_name_ratio', 'last_name_ratio',
+           'retain_recall', 'unknown_rate', 'unknown_ratio', 'kept_perplexity', 'perplexity', 'perplexity_ratio',
+           'answer_distributions', 'answer_kl', 'retrained_without', 'gold_kl', 'gold_kl_floor', 'residuals_at_names',
+           'kept_test', 'kept_probes', 'grid_settings', 'loaded_again', 'GridRow', 'fill_grid', 'name_cloud']
 
 # %% ../../nbs/workshop/measuring.ipynb #9cc21c79
 import functools
@@ -171,11 +171,29 @@ def measured(m: Measurement, metrics: Sequence[str]) -> dict[str, Any]:
             row |= dict(kept_facts=m.recall("kept"), kept_facts_before=m.recall_before("kept"))
     return row | {"notes": "; ".join(f"{name}: {why}" for name, why in m.notes.items())}
 
-# %% ../../nbs/workshop/measuring.ipynb #70ec3ec7
+# %% ../../nbs/workshop/measuring.ipynb #61569fe6
 @metric(good="low")
 def begins_recall(m: Measurement) -> float:
     "target_recall where a loss has seen the text up to the name; not counted in it."
     return m.recall("begins") if m.asked["begins"] else m.absent("begins_recall", "no prompt is of this sort")
+
+
+@metric(good="none")
+def prior_unlike(m: Measurement) -> float:
+    "The prior from the unknown names alone that share no part with the target."
+    return m.recall_before("unlike")
+
+
+@metric(good="none")
+def first_name_ratio(m: Measurement) -> float:
+    "namesake_ratio of those who share the first part of the name."
+    return m.kept("first_name_ratio", "first_name")
+
+
+@metric(good="none")
+def last_name_ratio(m: Measurement) -> float:
+    "namesake_ratio of those who share the last part."
+    return m.kept("last_name_ratio", "last_name")
 
 
 @metric(good="high")
