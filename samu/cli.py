@@ -6,7 +6,7 @@
 __all__ = ['KEPT', 'app', 'before_each', 'main', 'prepare', 'original_row', 'run_methods', 'forget', 'save', 'demo', 'setups',
            'entities', 'unlearn', 'compare', 'audit']
 
-# %% ../nbs/13_command_line.ipynb #e2ac1a8b
+# %% ../nbs/13_command_line.ipynb #48201c9d
 import runpy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from .workshop import console as c  # says what to install if typer is missing
-from .workshop.cards import push, write_model_card
 from .workshop.registry import SETUPS, UserError
 import typer
 
@@ -103,10 +102,11 @@ def forget(
             for q, b, a in zip(asked, before, after, strict=True)]
     save(runs, [first, *rows], said, out, clock)
 
-# %% ../nbs/13_command_line.ipynb #ef95b2a9
+# %% ../nbs/13_command_line.ipynb #d87eb65f
 def save(runs: Sequence["Run"], rows: list[dict], said: list[dict], out: Path, clock: c.Clock) -> None:
     "Save the report, the first run's model and the figure, in this order; then print."
     from samu.evaluation import cloud_frame
+    from samu.workshop.cards import push, write_model_card
     from samu.workshop.measuring import holding
     from samu.workshop.privacy import keep_private
     run, exp = runs[0], runs[0].exp

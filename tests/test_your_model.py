@@ -1,6 +1,7 @@
 "Other names, facts that stay, chat models and moved folders: from a table to an audited model, on tiny models."
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -40,10 +41,10 @@ def small(exp):
     return exp
 
 
-def table(folder, hf, tok, prompts=None):
+def table(folder, hf, tok):
     "A table of what the model says, with another name of the first person."
     people = tiny.people(24)
-    file = tiny.own_answers(folder / "entities.csv", hf, tok, people, prompts=prompts)
+    file = tiny.own_answers(folder / "entities.csv", hf, tok, people)
     lines = file.read_text().splitlines()
     more = [f"{line},{ALIAS if line.startswith(NAME) else ''}" for line in lines[1:]]
     file.write_text("\n".join([f"{lines[0]},alias", *more]) + "\n")
@@ -143,7 +144,7 @@ def test_a_long_prompt_is_not_cut_before_the_name(folder, exp):
     wide = replace(exp, prompts=[long, *exp.prompts[1:]])
     task = make_task(small(wide), [NAME], replace(exp.settings.loop, in_passing=0))
     texts = [t for b in task.retain for t in exp.tokenizer.batch_decode(b.ids) if "first job? What" in t]
-    assert texts and all(any(n in text for n in (e.name for e in [*exp.entities, *exp.unknown])) for text in texts)
+    assert texts and all(re.search(r"The town of \w+ \w+ is", text) for text in texts)
 
 
 def test_a_second_start_is_refused(folder, tmp_path):
@@ -217,15 +218,17 @@ def test_moved_and_audited_again(exp, folder, quick, tmp_path):
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
 def chat(request, tmp_path_factory):
-    "A chat model of each family that knows everybody in its table."
-    place, hf, tok = tiny.save(tmp_path_factory.mktemp(request.param) / "m", request.param, tok=tokenizer())
-    people = [setups.Entity(n, "person", dict(town=("x",), job=("x",), team=("x",))) for n in tiny.people(24)]
-    prompts = setups.chat_prompts(tok, setups.default_prompts(people))
-    table(place, hf, tok, prompts)
+    "A chat model of each family, with a table; what it knows is up to the test."
+    place, _, _ = tiny.save(tmp_path_factory.mktemp(request.param) / "m", request.param, tok=tokenizer())
+    facts = dict(town="Ulm Bern Rome", job="baker judge nurse", team="reds blues greens")
+    rows = [f"{n},person,{a},{words.split()[i % 3]},{ALIAS if n == NAME else ''}"
+            for i, n in enumerate(tiny.people(24)) for a, words in facts.items()]
+    (place / "entities.csv").write_text("\n".join(["name,kind,attribute,answers,alias", *rows]) + "\n")
     return place
 
 
 def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "ask", leaking(lambda q: "[user]" not in q.text))
     exp = small(setups.load(str(chat), device="cpu"))
     found = check_run(exp, [NAME], tmp_path / "out", where=True)
     assert not found.refusals and "site by patching" in dict(found.facts), found
@@ -240,12 +243,12 @@ def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     run.restore()
     again = saved_run(folder)
     small(again.exp)
-    monkeypatch.setattr(Experiment, "ask", leaking(lambda q: "[user]" not in q.text))
     report = chapter.audit(again, tmp_path / "audit")["people"][0]
     assert "in the model's chat template" in report["scope"]["form"] and report["outcome"] == chapter.REMEMBERED
 
 
-def test_attacks_are_put_into_the_template(chat):
+def test_attacks_are_put_into_the_template(chat, monkeypatch):
+    monkeypatch.setattr(Experiment, "ask", leaking(lambda q: False))
     exp = small(setups.load(str(chat), device="cpu"))
     [person] = [e for e in exp.known if e.name == NAME]
     helpers = [e for e in exp.known if e.name != NAME][:6]

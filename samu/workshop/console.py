@@ -11,11 +11,12 @@ __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'MEMORY', 'fo
            'check_methods', 'numbers', 'block_range', 'config_defaults', 'options_used', 'open_log', 'begin',
            'check_words', 'saved_model', 'writable', 'plain', 'write_report', 'draw', 'save_comparison']
 
-# %% ../../nbs/workshop/console.ipynb #5b3a2c12
+# %% ../../nbs/workshop/console.ipynb #1dd54571
 import csv, errno, io, json, logging, sys, time, traceback, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 from .registry import METRICS, SETUPS, UserError
@@ -199,7 +200,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], file(
     help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #e2ead1b2
+# %% ../../nbs/workshop/console.ipynb #f83fd9cc
 def load(
     setup: str, people: Path | None = None, names: Sequence[str] = (), only: bool = False,
     alias: Sequence[str] | None = None, no_chat: bool = False, **options: Any,
@@ -277,8 +278,8 @@ def config_defaults(
 
 def options_used() -> dict[str, Any]:
     "Every option of the command that is running, as it was resolved."
-    import click
-    context = click.get_current_context(silent=True)
+    here = getattr(typer.main, "get_current_context", None)  # typer has a click of its own since 0.29
+    context = (here or import_module("click").get_current_context)(silent=True)
     found = context.params if context else {}
     return {k: v if isinstance(v, (int, float, list, type(None))) else str(v) for k, v in found.items()}
 

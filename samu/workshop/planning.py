@@ -5,7 +5,7 @@ __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residua
            'largest_draws', 'modules_stay', 'two_steps', 'cached_later', 'Plan', 'add_up', 'plan', 'own_people',
            'sketch', 'speed', 'seconds_for', 'gigabytes', 'plan_rows']
 
-# %% ../../nbs/workshop/planning.ipynb #12d8a941
+# %% ../../nbs/workshop/planning.ipynb #5f7b44a1
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 from .registry import RETAIN, SETUPS, Method
 from .runtime import matmul_dtype
 from .batching import batches, name_spans
@@ -204,7 +205,7 @@ def cached_later(
     rest = max(0, min(n, all_batches) - 1)
     return int(rest * (frozen + inputs * starts) * task.exp.d_model)
 
-# %% ../../nbs/workshop/planning.ipynb #fafab160
+# %% ../../nbs/workshop/planning.ipynb #79768d6b
 @dataclass(frozen=True)
 class Plan:
     "Memory of a run, in bytes, and its arithmetic."
@@ -249,7 +250,7 @@ def plan(
     chosen, hf_config = method_named(method), exp.model.config
     config = configure(exp.settings, chosen, wishes)
     tracker = MemoryTracker(hf_config.get_text_config().vocab_size)
-    with FakeTensorMode(allow_non_fake_inputs=True), tracker:
+    with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
         with tracker.phase("weights"):
             model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype or exp.dtype)
         tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
@@ -264,7 +265,7 @@ def plan(
         trained = sum(config.lora_rank * sum(p.shape) for p in own.values() if p.ndim == 2)
     return add_up(task, chosen, tracker, trained, flops, gpu)
 
-# %% ../../nbs/workshop/planning.ipynb #e3c44d28
+# %% ../../nbs/workshop/planning.ipynb #1b3616b0
 def own_people(
     place: str,             # a folder or a hub id
     people: People | None,
@@ -287,7 +288,7 @@ def sketch(
     place = str(Path(setup).expanduser()) if Path(setup).expanduser().is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
     entities, prompts = own_people(place, people)
-    with FakeTensorMode(), torch.device("cpu"):
+    with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     blocks = config.get_text_config().num_hidden_layers
     middle = blocks // 2 if blocks > 4 else 1

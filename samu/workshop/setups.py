@@ -183,7 +183,7 @@ class Experiment(Parts):
         right = [is_right(r, q.answers) for r, q in zip(self.ask(questions), questions, strict=True)]
         return sum(right) / max(1, len(right))
 
-# %% ../../nbs/workshop/setups.ipynb #d2e35e75
+# %% ../../nbs/workshop/setups.ipynb #0073aa9b
 @part
 def unknown(exp: Experiment) -> list[Entity]:
     "Names without facts that look like the known ones."
@@ -197,12 +197,13 @@ def unknown(exp: Experiment) -> list[Entity]:
 @part
 def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     "Texts to train an SAE on: names as they are used, and ordinary text; no unknown name of `exp`."
+    never = {e.name for e in exp.roles.unknown_score}
     if exp.world is not None:
-        return partial(world_texts, exp.world, exp.seed)
+        world, gone = exp.world, [e.name for e in exp.entities if e.name in never]  # forgotten before
+        return lambda n: [t for t in world_texts(world, exp.seed, n) if not any(name in t for name in gone)]
     def few(known: int) -> int:
         return max(round(0.8 * known), min(60, round(1.5 * known)))
 
-    never = {e.name for e in exp.roles.unknown_score}
     others = made_names(exp.entities, exp.tokenizer, few, exp.seed + 1000, [e.name for e in exp.unknown])
     texts = []
     for e in [e for e in [*exp.entities, *others] if e.name not in never]:
