@@ -104,9 +104,10 @@ def test_own_attack_in_ten_lines_is_found_everywhere(exp, target, run):
 def test_no_attack_repeats_a_prompt(exp, target):
     m = measurement(exp, target)
     seen = {q.text for q in attacks.questions([m.split.target], exp.prompts, None)}
-    for family in ATTACKS.values():
+    for name, family in ATTACKS.items():
         asked = family.ask(exp, m.split.target, list(m.split.held_out[:12]))
-        assert asked and (family.samples or not seen & {q.text for q in asked})
+        assert bool(asked) == (name != "template")  # this model has no chat template
+        assert (family.samples or not seen & {q.text for q in asked})
         assert all(q.text[q.start : q.stop] in ("", target) for q in asked)
 
 
@@ -133,6 +134,8 @@ def test_original_and_prior_are_the_originals(exp, target, run):
     finally:
         run.restore()
     pd.testing.assert_frame_equal(before[["original", "prior"]], after[["original", "prior"]])
+    assert before.index[before.original.isna()].tolist() == ["template"]  # this model has none
+    before = before.drop("template")
     assert (before.recall == before.original).all()
     assert after.recall.drop(["description", "fact_to_name"]).max() <= 0.1  # these two do not name the person
 
@@ -218,11 +221,12 @@ def test_tables_of_real_people_fit_together():
 def test_real_people_are_asked_about_in_every_way_that_fits():
     table = real_entities()
     exp = SimpleNamespace(
-        world=None, entities=table, prompts=real_prompts(), tokenizer=SimpleNamespace(unk_token_id=None)
+        world=None, entities=table, prompts=real_prompts(), settings=SimpleNamespace(chat=False),
+        tokenizer=SimpleNamespace(unk_token_id=None, chat_template=None),
     )
     messi, helpers = table[0], table[1:8]
     asked = {name: family.ask(exp, messi, helpers) for name, family in ATTACKS.items()}
-    assert {name for name, q in asked.items() if not q} == {"description", "two_hops"}
+    assert {name for name, q in asked.items() if not q} == {"description", "two_hops", "template"}
     assert "Argentinien" in {a for q in asked["another_language"] for a in q.answers}
     assert asked["fact_to_name"][0].answers == ("Lionel Messi", "Messi")
     assert all("Messi" not in q.text for q in asked["fact_to_name"])
