@@ -171,14 +171,14 @@ def functions_in(
                 names += [exercise(cell)] if exercise(cell) else []
     return {str(name): space[str(name)] for name in names}
 
-# %% ../../nbs/workshop/course.ipynb #c2da716b
+# %% ../../nbs/workshop/course.ipynb #a1d0e1a2
 def quizzes() -> dict[str, list[dict[str, Any]]]:  # "00" -> questions: ask, choices, right, why
     "The quizzes of all chapters."
     text = (resources.files("samu") / "data" / "quizzes.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 def quiz_text(
-    chapter: str,  # "00" to "14"
+    chapter: str,  # "00" to "15"
 ) -> str:
     "A quiz as markdown; the answers are folded, and say of every wrong choice why it is wrong."
     parts = ["## Quiz"]
@@ -191,11 +191,11 @@ def quiz_text(
                   "<details><summary>Answer</summary>\n\n" + "\n".join(why) + "\n\n</details>"]
     return "\n\n".join(parts)
 
-# %% ../../nbs/workshop/course.ipynb #ca1fe4b1
+# %% ../../nbs/workshop/course.ipynb #7d4c9ae5
 READING = {"00_one_page": 25, "01_entities": 45, "02_residuals": 50, "03_saes": 45, "04_latents": 65,
            "05_forgetting": 75, "06_evaluation": 60, "07_baselines": 60, "08_attacks": 60,
            "09_recall_side": 25, "10_real_people": 45, "11_many": 35, "12_your_model": 40,
-           "13_command_line": 40, "14_explore": 65}
+           "13_command_line": 40, "14_explore": 65, "15_paper_scale": 30}
 
 def syllabus() -> "pd.DataFrame":  # chapter, reading, exercises, exercise_minutes, quiz, hours
     "Chapters with minutes of reading, exercises and their minutes, quiz questions, and hours in all."
