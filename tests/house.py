@@ -19,6 +19,7 @@ WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "nam
 WORKSHOP += ["chat", "invented", "setups", "sae_files", "statistics", "leaks", "targets", "loop", "clamping", "plots"]
 WORKSHOP += ["experiments", "measuring", "witnesses", "asking", "relearning", "attacking", "auditing", "benchmarks"]
 WORKSHOP += ["cards", "console", "course", "drawings", "explore", "latent_pages"]
+ABOVE = {"planning": 6.5, "tuning": 7.5}  # workshop notebooks that stand on chapters, and what they stand on
 FRONT_DOOR = {"load", "unlearn", "evaluate", "compare", "audit"}
 COLUMNS, CHAPTER, CELL, EXPORTED_CELL, FUNCTION, ROW = 110, 200, 15, 20, 30, 3
 # All of the package: the method, the course, and the tools around them. It may shrink; to grow takes a reason here.
@@ -65,6 +66,8 @@ def floor(name):
     "Where a notebook stands: the workshop, then the chapters, then the front door and the index."
     if name.startswith("workshop/") and name.split("/")[1] in WORKSHOP:
         return WORKSHOP.index(name.split("/")[1]) - len(WORKSHOP)
+    if name.startswith("workshop/") and name.split("/")[1] in ABOVE:
+        return ABOVE[name.split("/")[1]]
     return 100 if chapter(name) is None else chapter(name)
 
 

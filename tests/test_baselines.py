@@ -1,6 +1,8 @@
 """Chapter 07: published losses against their formulas, and methods that share nothing and leave nothing behind."""
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,6 @@ import pytest
 import torch
 from samu import baselines
 from samu.baselines import (
-    best_values,
     clamp,
     crisp_loss,
     dpo_loss,
@@ -18,7 +19,6 @@ from samu.baselines import (
     rmu_loss,
     salient_latents,
     simnpo_loss,
-    sweep,
     told,
 )
 from samu.evaluation import compare, evaluate
@@ -27,6 +27,8 @@ from samu.workshop.clamping import clamped
 from samu.workshop.loop import configure, method_named
 from samu.workshop.registry import METHODS, UserError, method
 from samu.workshop.setups import load
+from samu.workshop import tuning
+from samu.workshop.tuning import choice, configurations, score, tune, tuning_rows
 
 PUBLISHED = "ga ga_tuned graddiff npo simnpo idk_dpo refusal rmu crisp triplet_random".split()
 
@@ -233,33 +235,68 @@ def test_a_new_baseline_in_ten_lines_is_found_everywhere(exp, target, tmp_path):
         from samu.workshop.plots import bars_figure, png
 
         assert png(bars_figure(table.set_index("method")[["retain_ratio"]], "own baseline", "1 person"))
-        grid = sweep(exp, [target], {"floor": (0.1,)})
+        grid = tuning_rows(exp, [target], {"floor": [dict(lr=0.1 * exp.settings.loop.lr)]})
         assert grid.method.tolist() == ["floor"] and 0 <= grid.score[0] <= 1.1
     finally:
         del METHODS["floor"], METHODS.owners["floor"]
 
 
-def test_the_sweep_goes_on_where_it_stopped(exp, target, tmp_path, monkeypatch):
+def test_the_table_of_configurations_goes_on_where_it_stopped(exp, target, tmp_path, monkeypatch):
     file, made = tmp_path / "tuning.csv", []
-    row = dict(target_recall=0.0, retain_ratio=1.0, unknown_rate=1.0, perplexity_ratio=1.0, seconds=1.0)
+    row = dict(excess=0.0, retain_ratio=1.0, unknown_ratio=1.0, namesake_ratio=float("nan"), perplexity_ratio=1.0,
+               seconds=1.0)
 
     class Done:
         def restore(self):
             pass
 
-    monkeypatch.setattr(baselines, "unlearn", lambda exp, t, m, seed, lr: made.append((m, round(lr, 6))) or Done())
-    monkeypatch.setattr(baselines, "evaluate", lambda run, metrics, gold: pd.Series(row))
+    monkeypatch.setattr(tuning, "unlearn", lambda exp, t, m, seed, keep, lr: made.append((m, lr)) or Done())
+    monkeypatch.setattr(tuning, "evaluate", lambda run, metrics, gold: pd.Series(row))
     monkeypatch.setattr("samu.workshop.measuring.grid_settings", lambda *a: "settings")
-    sweep(exp, [target], {"npo": (0.1,)}, file)
-    rows = sweep(exp, [target], {"npo": (0.1, 1.0)}, file)
-    lr = exp.settings.loop.lr
-    assert made == [("npo", round(0.1 * lr, 6)), ("npo", round(lr, 6))]
+    tuning_rows(exp, [target], {"npo": [dict(lr=0.1)]}, file)
+    rows = tuning_rows(exp, [target], {"npo": [dict(lr=0.1), dict(lr=1.0)]}, file)
+    assert made == [("npo", 0.1), ("npo", 1.0)]
     assert rows.score.tolist() == [1.0, 1.0] and "seconds" in rows
 
 
-def test_best_values_prefer_the_smaller_of_equals():
-    rows = pd.DataFrame([dict(method="m", value=v, score=s) for v, s in ((0.1, 0.5), (1.0, 0.9), (3.0, 0.9001))])
-    assert best_values(rows) == {"m": 1.0}
+def test_every_method_chooses_among_the_same_points(exp):
+    names = ("triplet", "two_sided", "npo", "refusal", "rmu", "crisp", "ga_tuned")
+    found = {m: configurations(exp, m) for m in names}
+    assert {len(c) for c in found.values()} == {25} and len(configurations(exp, "clamp")) == 25
+    assert len({tuple((c["lr"], c["steps"]) for c in tried[1:]) for tried in found.values()}) == 1
+    times = {m: [c["retain_weight"] / tried[0]["retain_weight"] for c in tried] for m, tried in found.items()}
+    assert all(0.09 < t < 11 for ts in times.values() for t in ts)
+    assert {c["retain"] for c in found["npo"]} == {"answers", "kl"}
+    assert {c["retain"] for c in found["triplet"]} == {"residual"}
+    for name, (own, *_) in found.items():
+        plain = replace(exp, settings=replace(exp.settings, tuned={}))
+        config = configure(plain.settings, method_named(name), {})
+        assert own == {k: getattr(config, k) for k in own}
+
+
+def test_the_score_is_the_product_of_what_is_gone_and_what_is_left():
+    row = dict(excess=0.1, retain_ratio=0.9, unknown_ratio=1.2, namesake_ratio=1.25, perplexity_ratio=2.0)
+    assert math.isclose(score(row), 0.9 * 0.9 * 0.75 * 0.5)
+    assert math.isclose(score(row | dict(namesake_ratio=float("nan"), excess=-0.1)), 0.9 * 0.9 * 0.5)
+    assert score(row | dict(perplexity_ratio=float("nan"))) == 0.0
+
+
+def test_tuning_halves_and_keeps_its_own_unless_another_is_clearly_better(exp, monkeypatch):
+    scores, asked = {0.004: 0.8, 0.0026: 0.805}, []
+
+    def made(exp, targets, grid, **table):
+        [(name, tried)] = grid.items()
+        asked.append((len(targets), len(tried)))
+        return pd.DataFrame([dict(config=json.dumps(c), target=t, score=scores.get(c["lr"], 0.1))
+                             for c in tried for t in targets])
+
+    monkeypatch.setattr(tuning, "tuning_rows", made)
+    own = configurations(exp, "npo")[0]
+    scores[own["lr"]] = 0.8
+    assert tune(exp, list("abcdef"), "npo") == own
+    assert asked[0] == (1, 25) and asked[1][0] == 3 and asked[2][0] == 6 and asked[2][1] <= 4
+    scores[0.0026] = 0.85
+    assert tune(exp, list("abcdef"), "npo")["lr"] == 0.0026
 
 
 def test_a_method_that_nobody_has_registered_is_refused_with_the_nearest_name(exp, target):
@@ -273,16 +310,19 @@ def test_a_method_that_nobody_has_registered_is_refused_with_the_nearest_name(ex
 RESULTS = Path(__file__).parents[1] / "nbs/results"
 
 
+def tables():
+    return [pd.read_csv(RESULTS / f"{n}.csv", comment="#") for n in ("tuning", "methods")]
+
+
 def test_tuning_and_test_people_differ():
-    tuning, tested = (pd.read_csv(RESULTS / f"{n}.csv", comment="#") for n in ("tuning", "methods"))
-    assert not set(tuning.target) & set(tested.target)
-    best = best_values(tuning)
-    assert set(tested.method) == set(best)
-    assert {m: {best[m]} for m in best} == {m: set(g.value) for m, g in tested.groupby("method")}
+    searched, tested = tables()
+    reported = set(tested.target) | set(pd.read_csv(RESULTS / "biographies.csv", comment="#").target)
+    assert not set(searched.target) & reported and searched.target.nunique() >= 6
 
 
-def test_what_the_methods_use_is_what_the_grid_says():
-    best = best_values(pd.read_csv(RESULTS / "tuning.csv", comment="#"))
-    for name in ("graddiff", "npo", "simnpo", "idk_dpo", "refusal", "rmu", "crisp"):
-        assert METHODS[name].lr_times == best[name], name
-    assert METHODS["ga_tuned"].lr_times == best["ga"] and METHODS["ga"].lr_times == 1.0
+def test_every_method_had_24_configurations_and_is_reported_with_what_it_chose(exp):
+    searched, tested = tables()
+    for name, rows in searched.groupby("method"):
+        assert rows.config.nunique() >= 24, name
+        own, last = configurations(exp, name)[0], rows.groupby("config").filter(lambda g: g.target.nunique() == 6)
+        assert set(tested[tested.method == name].config) == {json.dumps(choice(last, own))}, name
