@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "names", "privacy", "batching", "lm"]
 WORKSHOP += ["chat", "invented", "setups", "sae_files", "statistics", "leaks", "targets", "loop", "clamping", "plots"]
 WORKSHOP += ["experiments", "measuring", "witnesses", "asking", "relearning", "attacking", "auditing", "benchmarks"]
-WORKSHOP += ["cards", "console", "course", "drawings", "explore", "latent_pages"]
-ABOVE = {"planning": 6.5, "tuning": 7.5}  # workshop notebooks that stand on chapters, and what they stand on
+WORKSHOP += ["cards", "console", "course", "drawings", "explore", "latent_pages", "planning"]
+ABOVE = {"tuning": 7.5}  # workshop notebooks that stand on chapters, and the last of those
 FRONT_DOOR = {"load", "unlearn", "evaluate", "compare", "audit"}
 COLUMNS, CHAPTER, CELL, EXPORTED_CELL, FUNCTION, ROW = 110, 200, 15, 20, 30, 3
 # All of the package: the method, the course, and the tools around them. It may shrink; to grow takes a reason here.

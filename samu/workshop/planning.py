@@ -253,6 +253,7 @@ def plan(
     with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
         with tracker.phase("weights"):
             model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype or exp.dtype)
+            model.tie_weights()  # without initial weights, a tied head is not tied
         tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
         fake = replace(exp, model=model.eval().requires_grad_(False), applied=None)
         with tracker.phase("cached"):
