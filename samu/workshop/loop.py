@@ -55,7 +55,7 @@ def method_named(name: str) -> Method:
 
     return Method(name, prepare, about=f"{name} on the residuals at the target's name")
 
-# %% ../../nbs/workshop/loop.ipynb #d836ad8b
+# %% ../../nbs/workshop/loop.ipynb #42f0b983
 def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> LoopConfig:
     "The settings of a run: class < setup < method < tuned < caller (None = no wish). Raises UserError."
     names = [f.name for f in fields(LoopConfig)]
@@ -72,7 +72,7 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
         own |= {"blocks": method.blocks, "weights": method.weights}
     asked = {k: v for k, v in wishes.items() if v is not None}
     config = replace(settings.loop, **{**own, **settings.tuned.get(method.name, {}), **asked})
-    if config.retain != "none":
+    if asked.get("retain", "none") != "none":
         RETAIN.get_or_raise(config.retain)
     for name, least in dict(steps=1, check_every=1, retain_batches=0, lora_rank=0).items():
         if getattr(config, name) < least:
