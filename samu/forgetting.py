@@ -163,7 +163,7 @@ def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int
     refuse_loss_leaks(exp, [target], [q.text for q in facts], [q.text[:q.stop] for q in moved + check])
     return dict(targets=[target], asked=facts, forget=forget, moved=moved, validate=validate, frozen=[frozen])
 
-# %% ../nbs/05_forgetting.ipynb #4d52cbe0
+# %% ../nbs/05_forgetting.ipynb #d104dea7
 @torch.no_grad()
 def make_task(
     exp: Experiment,
@@ -174,15 +174,14 @@ def make_task(
 ) -> Task:
     "Prepare to forget, with prompts and names of the loss part only. Raises UserError for an unknown target."
     aim, rng, parts, keep = aim_for(exp), random.Random(seed), [], []
-    n = math.ceil(config.retain_texts / 4 / len(targets))
+    n, people = math.ceil(config.retain_texts / 4 / len(targets)), [exp.find(t) for t in targets]
     with matmul_dtype(exp.model, config.matmul):
         for one in [split_for(exp, t, config.keep_facts) for t in targets]:
             parts.append(about(exp, one, aim, config, seed))
             others = tuple(e for e in one.retain if e.name not in {*targets, *gone})
-            keep += retained(exp, replace(one, retain=others), n, rng)
-            keep = without_answers(keep, [exp.find(t) for t in targets])
+            keep += without_answers(retained(exp, replace(one, retain=others), n, rng), people)
             keep += [(q.text, q.answers[0]) for q in questions([one.kept], exp.prompts, "loss") if q.answers]
-    refuse_loss_leaks(exp, [exp.find(t) for t in targets], [prompt for prompt, _ in keep])
+    refuse_loss_leaks(exp, people, [prompt for prompt, _ in keep])
     return task_of(exp, config, seed, aim, parts, keep, NameResiduals)
 
 # %% ../nbs/05_forgetting.ipynb #116d4c1e

@@ -145,7 +145,7 @@ def begun(
     return [in_new_words(q, f"{q.text} {start}{statements[q.attribute]}")
             for q in asked if q.text.endswith(":") and q.attribute in statements for start in starts]
 
-# %% ../../nbs/workshop/asking.ipynb #f175ab95
+# %% ../../nbs/workshop/asking.ipynb #109690cf
 @cache
 def data_rows(
     name: str,  # of a CSV file in samu/data
@@ -159,7 +159,7 @@ def other_names(
     entity: Entity,
 ) -> list[str]:  # may be empty
     "What else a person is called: in the table, in the package's list, and by the last name alone."
-    name, own = entity.name, list(getattr(entity, "aliases", ()))
+    name, own = entity.name, list(entity.aliases)
     if exp.world:
         return [*own, alias(name)]
     known = [row["alias"] for row in data_rows("real_aliases.csv") if row["name"] == name]

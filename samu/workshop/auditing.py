@@ -161,7 +161,7 @@ def page(
     environment.filters["shown"] = shown
     return environment.from_string(text).render(dict(report, people=people))
 
-# %% ../../nbs/workshop/auditing.ipynb #cd7fab5a
+# %% ../../nbs/workshop/auditing.ipynb #45f035f4
 def asked_how(
     m: Measurement,
     families: Sequence[str],    # of other ways of asking
@@ -171,7 +171,7 @@ def asked_how(
     prompts = [q.text[:q.start] + "NAME" + q.text[q.stop:] for q in asked]
     form = ("each as a request in the model's chat template" if exp.settings.chat else
             "each as the beginning of a text that the model continues, without a chat template")
-    scope = dict(spellings=[person.name, *getattr(person, "aliases", ())], form=form, families=list(families),
+    scope = dict(spellings=[person.name, *person.aliases], form=form, families=list(families),
                  tokens=exp.settings.reply_tokens, prompts=list(dict.fromkeys(prompts)))
     ends = exp.settings.unknown_answers
     unsure = sum(admits_ignorance(r) or is_right(r, ends) for r in exp.ask(asked))

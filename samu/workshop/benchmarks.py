@@ -6,8 +6,8 @@ __all__ = ['Record', 'PER_AUTHOR', 'NAME', 'SPLITS', 'MEMBERSHIP', 'LEVELS', 'AS
            'perturbed_probes', 'read_tofu', 'Scored', 'read_places', 'score_answers', 'truth_ratio', 'share_of_true',
            'near_one', 'below_one', 'forget_quality', 'harmonic_mean', 'rouge_recalls', 'extraction_strength',
            'lowest_fifth', 'membership', 'plain_prompt', 'chat_question', 'truth_ratios', 'group_scores', 'tofu_scores',
-           'Rwku', 'subject_folder', 'level_probes', 'read_choices', 'read_truthful', 'read_rwku', 'choose',
-           'most_likely', 'concluded', 'fluency', 'rwku_scores']
+           'Rwku', 'subject_folder', 'level_probes', 'read_choices', 'read_truthful', 'read_rwku', 'share_picked',
+           'choose', 'most_likely', 'concluded', 'fluency', 'rwku_scores']
 
 # %% ../../nbs/workshop/benchmarks.ipynb #e63d0246
 import json
@@ -498,7 +498,15 @@ def read_rwku(
     told = [r["instruction"] for r in read_records(folder / "fluency.json", ["instruction"])]
     return Rwku(name, probes, read_choices(folder), asked, reasoning, read_truthful(folder), told)
 
-# %% ../../nbs/workshop/benchmarks.ipynb #18af168c
+# %% ../../nbs/workshop/benchmarks.ipynb #ed17dc02
+def share_picked(
+    scores: Iterable[float],           # of all answers, question by question; higher is better
+    sizes: Sequence[tuple[int, int]],  # of each question: how many answers, number of the right one
+) -> float:                            # 0 to 1
+    "Share of questions whose right answer has the highest score; of equals, the first."
+    left = iter(scores)
+    return float(np.mean([int(np.argmax([next(left) for _ in range(n)])) == right for n, right in sizes]))
+
 @torch.no_grad()
 def choose(
     hf: Any, tokenizer: Any,
@@ -511,8 +519,7 @@ def choose(
         text = "\n".join([f"Question: {question}", *map("{}. {}".format, letters, choices), "Answer:"])
         pairs += [(text, letter) for letter in letters]
         right.append((len(letters), number))
-    losses = iter([s.loss for s in score_answers(hf, tokenizer, pairs)])
-    return float(np.mean([int(np.argmin([next(losses) for _ in range(n)])) == r for n, r in right]))
+    return share_picked([-s.loss for s in score_answers(hf, tokenizer, pairs)], right)
 
 @torch.no_grad()
 def most_likely(
@@ -521,9 +528,8 @@ def most_likely(
 ) -> float:                                             # 0 to 1
     "Share of questions whose true answer is likelier, as a whole, than each false one (MC1)."
     pairs = [(f"Q: {question}\nA:", answer) for question, answers, _ in asked for answer in answers]
-    sums = iter([float(s.log_p.sum()) for s in score_answers(hf, tokenizer, pairs)])
-    found = [int(np.argmax([next(sums) for _ in answers])) for _, answers, _ in asked]
-    return float(np.mean([f == right for f, (_, _, right) in zip(found, asked, strict=True)]))
+    sums = [float(s.log_p.sum()) for s in score_answers(hf, tokenizer, pairs)]
+    return share_picked(sums, [(len(answers), right) for _, answers, right in asked])
 
 def concluded(
     reply: str,

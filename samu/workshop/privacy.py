@@ -84,7 +84,7 @@ def keep_private(
         if file.is_file() and file.relative_to(folder).parts[0] != "model":
             file.chmod(stat.S_IRUSR | stat.S_IWUSR)
 
-# %% ../../nbs/workshop/privacy.ipynb #e1faa177
+# %% ../../nbs/workshop/privacy.ipynb #b3ff12c2
 @dataclass(frozen=True)
 class Found:
     "A place where a name or an answer was found."
@@ -99,7 +99,7 @@ def terms_of(
     "What to search for."
     mine = [e for e in entities if plain(tidy(e.name)) == plain(tidy(name))]
     answers = [a for e in mine for values in e.facts.values() for a in values]
-    other = [a for e in mine for a in getattr(e, "aliases", ())]
+    other = [a for e in mine for a in e.aliases]
     words = [plain(tidy(t)) for t in [name, *aliases, *other, *answers]]
     return [w for w in dict.fromkeys(words) if len(w) > 2]
 

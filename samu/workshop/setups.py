@@ -317,7 +317,7 @@ def retrained(
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
     return replace(exp, model=hf, folder=folder, model_hash=_weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #e077f2c7
+# %% ../../nbs/workshop/setups.ipynb #1b80075e
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ def with_aliases(
 ) -> "Experiment":
     "The same experiment with further names of one person. Raises UserError for names that cannot be written."
     person = exp.find(name)
-    known_by = aliased(person, [*getattr(person, "aliases", ()), *map(tidy, aliases)])
+    known_by = aliased(person, [*person.aliases, *map(tidy, aliases)])
     if known_by == person:
         return exp
     check_names([known_by], exp.tokenizer)

@@ -19,13 +19,18 @@ from typing import Any
 from .registry import UserError
 from .replies import says_answer
 
-# %% ../../nbs/workshop/tables.ipynb #05c3e6dd
+# %% ../../nbs/workshop/tables.ipynb #421b70a3
 @dataclass(frozen=True)
 class Entity:
     "A name with facts. A name without facts is an unknown one."
     name: str  # as it stands in prompts
     kind: str  # athlete, city, person, ...
     facts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # attribute -> answers, likeliest first
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        "Other names of the same; see `AliasedEntity`."
+        return ()
 
 @dataclass(frozen=True)
 class AliasedEntity(Entity):
@@ -276,10 +281,10 @@ def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None
                 raise UserError(f"no prompt with split {split!r} asks for {attribute!r} of kind {kind!r} "
                                 f"(there are prompts for {kinds}); add one, or leave the prompts out")
 
-# %% ../../nbs/workshop/tables.ipynb #de7190b3
+# %% ../../nbs/workshop/tables.ipynb #1978c254
 def check_names(entities: Iterable[Entity], tokenizer: Any) -> None:
     "Raise UserError for the first name that the tokenizer cannot write."
-    for name in (n for e in entities for n in (e.name, *getattr(e, "aliases", ()))):
+    for name in (n for e in entities for n in (e.name, *e.aliases)):
         ids = tokenizer(name, add_special_tokens=False)["input_ids"]
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
             raise UserError(f"the tokenizer cannot represent the name {name!r}; "
@@ -289,7 +294,7 @@ def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     "The entity called `name`. Raises UserError with the nearest names for one that is not there."
     wanted = tidy(name).casefold()
     for e in entities:
-        if wanted in [tidy(n).casefold() for n in (e.name, *getattr(e, "aliases", ()))]:
+        if wanted in [tidy(n).casefold() for n in (e.name, *e.aliases)]:
             return e
     near = difflib.get_close_matches(tidy(name), [e.name for e in entities], n=3, cutoff=0.5)
     hint = f"samu entities --setup {setup} lists them"

@@ -41,7 +41,7 @@ def hold_out_phrasing(
     train = [q for q in asked if q != last[q.attribute]]
     return train or list(asked), list(last.values())
 
-# %% ../../nbs/workshop/targets.ipynb #a35a132b
+# %% ../../nbs/workshop/targets.ipynb #1909f293
 def in_other_ways(
     exp: Experiment,
     entity: Entity,
@@ -49,7 +49,7 @@ def in_other_ways(
 ) -> list[Question]:            # these first
     "The same questions under each other name of the entity, too; of a chat model, without its template, too."
     out = list(asked)
-    for other in getattr(entity, "aliases", ()):
+    for other in entity.aliases:
         texts = [q.text[:q.start] + other + q.text[q.stop:] for q in asked]
         out += [replace(q, name=other, text=t, stop=q.start + len(other))
                 for q, t in zip(asked, texts, strict=True)]
@@ -154,13 +154,13 @@ def known_line(
     quarter = KnownLine(unknown.mean(0), way, scale).project_known(unknown).quantile(.25)
     return KnownLine(unknown.mean(0) + quarter * way, (1 - quarter) * way, scale)
 
-# %% ../../nbs/workshop/targets.ipynb #cde7262d
+# %% ../../nbs/workshop/targets.ipynb #46015eb9
 def without_answers(
     keep: Sequence[tuple[str, str]],  # (prompt, answer)
     targets: Sequence[Entity],
 ) -> list[tuple[str, str]]:
     "Retained texts without those whose answer names a target: they would teach the name anew."
-    names = [plain(n) for e in targets for n in (e.name, *getattr(e, "aliases", ()))]
+    names = [plain(n) for e in targets for n in (e.name, *e.aliases)]
     return [pair for pair in keep if not holds(pair[1], names)]
 
 # %% ../../nbs/workshop/targets.ipynb #e2ebe6fd
