@@ -320,7 +320,7 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
         raise UserError("perplexity needs at least one text of two tokens")
     return math.exp(answer_loss(hf, made).item())
 
-# %% ../../nbs/workshop/lm.ipynb #f200a451
+# %% ../../nbs/workshop/lm.ipynb #91d3792b
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
@@ -348,12 +348,13 @@ def _decode(hf: PreTrainedModel, tokenizer: Any, said: Tensor) -> list[str]:
     return tokenizer.batch_decode(cut, skip_special_tokens=True)
 
 def _continue(
-    hf: PreTrainedModel, tokenizer: Any, rows: Sequence[list[int]], steps: int, batch_tokens: int,
+    hf: PreTrainedModel, tokenizer: Any, rows: Sequence[list[int]], steps: int, batch_tokens: int | None,
     progress: str | None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
     replies, pad = [""] * len(rows), pad_id(tokenizer)
-    groups = by_length([len(r) + steps for r in rows], batch_tokens)
+    most = 2048 if hf.device.type == "cpu" else 16_384  # a GPU waits for small batches
+    groups = by_length([len(r) + steps for r in rows], batch_tokens or most)
     for group in tqdm(groups, desc=progress, leave=False, disable=progress is None):
         longest = max(len(rows[i]) for i in group)
         missing = [longest - len(rows[i]) for i in group]
@@ -367,14 +368,14 @@ def _continue(
     return replies
 
 def generate(
-    hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_new_tokens: int, batch_tokens: int = 2048,
+    hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_new_tokens: int, batch_tokens: int | None = None,
     progress: str | None = None,
 ) -> list[str]:  # in the order of `texts`
     "Greedy continuations, those of `hf.generate`, in the order of the texts; `progress` labels a bar."
     rows = [ids for ids, _ in encode(tokenizer, texts)]
     return _continue(hf, tokenizer, rows, max_new_tokens, batch_tokens, progress)
 
-# %% ../../nbs/workshop/lm.ipynb #c837650f
+# %% ../../nbs/workshop/lm.ipynb #d1b23f5a
 # (residuals [prompts, name tokens, d_model] in float32, positions of the questions) -> the same shape
 Edit = Callable[[Tensor, list[int]], Tensor]
 
@@ -405,7 +406,7 @@ def answer_edited(
         positions = [i for i, w in enumerate(widths) if w == width]
         prompts = [found[i] for i in positions]
         at_names = _at_names(hf, layer, edit, prompts, positions)
-        said = _continue(hf, tokenizer, [p[0] for p in prompts], max_new_tokens, 2048, None, at_names)
+        said = _continue(hf, tokenizer, [p[0] for p in prompts], max_new_tokens, None, None, at_names)
         for i, reply in zip(positions, said, strict=True):
             replies[i] = reply
     return replies
