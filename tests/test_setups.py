@@ -2,6 +2,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from samu.workshop.invented import Recipe, make_biographies, new_llama, recipe_k
 from samu.workshop.registry import PARTS, SETUPS, UserError, part
 from samu.workshop.setups import (Experiment, Settings, at_layer, experiment_card, gemma_settings, load, load_biographies,
                                   load_gemma, reference_group, register_setup, retrained)
-from samu.workshop.store import find_many
+from samu.workshop.store import file_hash, find_many
 from samu.workshop.tables import Entity, default_prompts
 
 SHORT = Recipe(steps=2, rounds=0, sentences=20, hidden_size=16, layers=3, heads=2)
@@ -208,6 +209,18 @@ def test_gemma_says_how_to_get_it(monkeypatch):
         load_gemma(people=[Entity("Ada", "s", {"a": ("b",)})], seed=1, device="cpu", layer=3, dtype="float32")
     assert SETUPS["gemma-3-270m"].ready() == "not installed"
     assert "samu[" not in "".join(e.needs for e in SETUPS.values())
+
+
+def test_a_tokenizer_that_splits_into_letters_is_refused(monkeypatch, tmp_path):
+    "As transformers 5.17 reads the package's file: every name has ten tokens then, and the model knows nobody."
+    pytest.importorskip("gguf")
+    gguf = tmp_path / "a.gguf"
+    gguf.write_bytes(b"weights")
+    letters = SimpleNamespace(tokenize=list)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda **file: letters)
+    with pytest.raises(UserError, match="misreads the tokenizer of a.gguf .* install a newer one"):
+        setups.convert_gguf(gguf, file_hash(gguf), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_small_models_have_a_site_and_train_no_block_above_it(built, tmp_path):

