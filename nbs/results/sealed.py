@@ -1,9 +1,9 @@
 """The sealed test of chapter 10, as `protocol.md` lays it down: real people at whom no one had looked.
 
-    python nbs/results/sealed.py --draw                 draws the people, once, before the first run
-    python nbs/results/sealed.py                        tier 1, then 2 and 3; goes on where it stopped
-    python nbs/results/sealed.py --tier 1 --part 2/3    the second third of the people, for one of three machines
-    python nbs/results/sealed.py --further              relearning, the inside and steering (sealed_further.csv)
+    python nbs/results/sealed.py --draw               draws the people, once, before the first run
+    python nbs/results/sealed.py                      tier 1, then 2 and 3; goes on where it stopped
+    python nbs/results/sealed.py --tier 1 --part 2/3  the second third of the people
+    python nbs/results/sealed.py --further            relearning, the inside and steering (sealed_further.csv)
 """
 
 import random

@@ -320,7 +320,7 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
         raise UserError("perplexity needs at least one text of two tokens")
     return math.exp(answer_loss(hf, made).item())
 
-# %% ../../nbs/workshop/lm.ipynb #91d3792b
+# %% ../../nbs/workshop/lm.ipynb #c7381ed0
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
@@ -368,8 +368,8 @@ def _continue(
     return replies
 
 def generate(
-    hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_new_tokens: int, batch_tokens: int | None = None,
-    progress: str | None = None,
+    hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_new_tokens: int,
+    batch_tokens: int | None = None, progress: str | None = None,
 ) -> list[str]:  # in the order of `texts`
     "Greedy continuations, those of `hf.generate`, in the order of the texts; `progress` labels a bar."
     rows = [ids for ids, _ in encode(tokenizer, texts)]
