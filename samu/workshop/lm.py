@@ -320,7 +320,7 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
         raise UserError("perplexity needs at least one text of two tokens")
     return math.exp(answer_loss(hf, made).item())
 
-# %% ../../nbs/workshop/lm.ipynb #c7381ed0
+# %% ../../nbs/workshop/lm.ipynb #28f2eb01
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
@@ -348,8 +348,8 @@ def _decode(hf: PreTrainedModel, tokenizer: Any, said: Tensor) -> list[str]:
     return tokenizer.batch_decode(cut, skip_special_tokens=True)
 
 def _continue(
-    hf: PreTrainedModel, tokenizer: Any, rows: Sequence[list[int]], steps: int, batch_tokens: int | None,
-    progress: str | None, at_prompt: AtPrompt | None = None,
+    hf: PreTrainedModel, tokenizer: Any, rows: Sequence[list[int]], steps: int,
+    batch_tokens: int | None = None, progress: str | None = None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
     replies, pad = [""] * len(rows), pad_id(tokenizer)
@@ -375,7 +375,7 @@ def generate(
     rows = [ids for ids, _ in encode(tokenizer, texts)]
     return _continue(hf, tokenizer, rows, max_new_tokens, batch_tokens, progress)
 
-# %% ../../nbs/workshop/lm.ipynb #d1b23f5a
+# %% ../../nbs/workshop/lm.ipynb #316a7770
 # (residuals [prompts, name tokens, d_model] in float32, positions of the questions) -> the same shape
 Edit = Callable[[Tensor, list[int]], Tensor]
 
@@ -406,7 +406,7 @@ def answer_edited(
         positions = [i for i, w in enumerate(widths) if w == width]
         prompts = [found[i] for i in positions]
         at_names = _at_names(hf, layer, edit, prompts, positions)
-        said = _continue(hf, tokenizer, [p[0] for p in prompts], max_new_tokens, None, None, at_names)
+        said = _continue(hf, tokenizer, [p[0] for p in prompts], max_new_tokens, at_prompt=at_names)
         for i, reply in zip(positions, said, strict=True):
             replies[i] = reply
     return replies
