@@ -3,11 +3,13 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
 import tiny
 import torch
+from house import ROOT
 from samu import attacks
 from samu.evaluation import measurement, quick_metrics
 from samu.forgetting import unlearn
@@ -24,6 +26,7 @@ from samu.workshop.lm import generate
 from samu.workshop.measuring import holding
 from samu.workshop.registry import ATTACKS, METRICS, attack
 from samu.workshop.setups import load
+from samu.workshop.statistics import good_is
 from samu.workshop.store import UserError, tensors_hash
 from samu.workshop.tables import Entity, Question, real_entities, real_prompts
 
@@ -408,6 +411,35 @@ def test_metrics_are_registered_and_left_out_by_default():
     assert {"attack_excess", "quantised_excess", "unshown_excess", "given_excess", "steer_excess"} <= set(own)
     assert not set(own) & set(quick_metrics())
     assert all(METRICS[name].title for name in own if METRICS[name].threshold is not None)
+
+
+def test_the_protocol_and_the_package_have_the_same_thresholds():
+    table = [line.split("|")[1:-1] for line in (ROOT / "nbs/results/protocol.md").read_text().splitlines() if line.count("|") >= 4]
+    passes = {cells[0].strip(): cells[-1].strip() for cells in table}
+    held = {
+        "the facts are said as often as an unknown name's, not less": "prior_gap",
+        "neighbours are remembered": "retain_ratio",
+        "names of other kinds are remembered": "others_ratio",
+        "namesakes are answered as before": "namesake_ratio",
+        "unknown names are still unknown": "unknown_ratio",
+        "ordinary text is predicted as before": "perplexity_ratio",
+        "no attack family brings the facts back": "attack_left",
+        "four bits bring nothing back": "quantised_left",
+        "a probe cannot tell the name from unknown ones": "refit_auc",
+    }
+    assert {claim: passes[claim] for claim in held} == {claim: good_is(METRICS[name]) for claim, name in held.items()}
+
+
+def test_rounding_is_judged_by_what_the_original_knew():
+    class Stub:
+        exp, split = None, SimpleNamespace(target=None)
+
+    table = pd.DataFrame(dict(rounding=["8 bits", "nf4"], questions=4, recall=[0.2, 0.3], original=0.6, prior=0.1))
+    with patch.object(attacks, "rounding_table", lambda m: table):
+        assert math.isclose(attacks.quantised_left(Stub()), 0.4)
+        assert math.isclose(attacks.quantised_excess(Stub()), 0.2)
+    with patch.object(attacks, "rounding_table", lambda m: table.assign(original=0.1)):
+        assert math.isnan(attacks.quantised_left(Stub()))  # nothing was known, so no share of it is left
 
 
 def test_a_share_is_judged_beyond_its_prior():

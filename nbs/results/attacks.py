@@ -37,10 +37,7 @@ def main(
     exp = load("biographies-doors")
 
     def rounded(m, how):
-        known = m.before(lambda e: e.recall(attacks.two_ways(e, m.split.target)))
-        asked = len(attacks.two_ways(exp, m.split.target))
-        return dict(questions=asked, recall=attacks.rounded_recall(m, how), original=known,
-                    prior=attacks.asked_prior(m))
+        return attacks.rounding_table(m).set_index("rounding").loc[how].to_dict()
 
     def relearned(m):
         "Means over the steps, so that recall_left is the area."
@@ -65,7 +62,7 @@ def main(
     names = [exp.entities[int(i)].name for i in places.split(",")]
     every = [*ATTACKS, *ROUNDINGS, "relearning"]
     cells = [dict(target=t, method=m, attack=a) for t in names for m in methods.split(",") for a in every]
-    settings = digest(exp.id, code_digest(attacks.attack_table, attacks.relearn, attacks.rounded_recall))
+    settings = digest(exp.id, code_digest(attacks.attack_table, attacks.relearn, attacks.rounding_table))
     run_grid(cells, row, file, settings, f"python nbs/results/{Path(__file__).name}")
 
 
