@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from house import ROOT
 from samu import baselines
 from samu.baselines import (
     clamp,
@@ -272,6 +273,15 @@ def test_every_method_chooses_among_the_same_points(exp):
         plain = replace(exp, settings=replace(exp.settings, tuned={}))
         config = configure(plain.settings, method_named(name), {})
         assert own == {k: getattr(config, k) for k in own}
+
+
+def test_the_setup_runs_every_method_with_what_chapter_07_chose(exp):
+    rows = pd.read_csv(ROOT / "nbs/results/methods.csv", comment="#").drop_duplicates(["method", "config"])
+    chosen = {m: json.loads(c) for m, c in zip(rows.method, rows.config) if m != "clamp"}
+    assert len(chosen) == len(rows) - 1 >= 14
+    for name, config in chosen.items():
+        used = configure(exp.settings, method_named(name), {})
+        assert config == {k: getattr(used, k) for k in config}, name
 
 
 def test_the_score_is_the_product_of_what_is_gone_and_what_is_left():

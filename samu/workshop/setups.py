@@ -258,13 +258,18 @@ def at_layer(exp: Experiment, layer: int | None) -> Experiment:
                         f"{exp.n_layers - 1}")
     return replace(exp, layer=layer)
 
-# %% ../../nbs/workshop/setups.ipynb #c1f6ccd7
+# %% ../../nbs/workshop/setups.ipynb #1c280e33
 def biographies_settings() -> Settings:
     "What fits the model of the biographies."
     loop = LoopConfig(steps=90, lr=2e-3, retain_weight=500.0, retain_batches=2, batch_tokens=1200)
     sae = dict(d_sae=512, k=8, texts=20_000, samples=250_000)
+    likely = dict(lr=4.7e-4, retain_weight=0.52, steps=150, retain="answers")
+    tuned: dict[str, dict[str, Any]] = dict(
+        graddiff=likely, npo=likely, crisp=dict(lr=1.7e-3, retain_weight=31.0, steps=150),
+        rmu=dict(lr=1.7e-3, retain_weight=370.0, steps=150),
+        idk_dpo=dict(lr=2e-4, retain_weight=6.7, steps=30, retain="kl"))  # chapter 07's choices
     return Settings(reply_tokens=2, unknown_answers=(UNKNOWN_ANSWER,), objective="triplet", loop=loop,
-                    sae=sae, grading_prompts=None, unknown_names=400, scoring_entities=40,
+                    tuned=tuned, sae=sae, grading_prompts=None, unknown_names=400, scoring_entities=40,
                     scoring_prompts=None, neighbour_questions=0, matmul_scoring="full")
 
 def load_biographies(
