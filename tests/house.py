@@ -359,6 +359,24 @@ def all_texts(nbs, mods):
     return texts
 
 
+THRESHOLD = re.compile(r"(?:at most|at least) \d\.\d+|\d\.\d+ to \d\.\d+")
+
+
+def other_thresholds(text):
+    "Thresholds that a text says of a metric, its name in code quotes on the same line, and that are not its own."
+    from samu.workshop.registry import METRICS
+    from samu.workshop.statistics import good_is
+
+    faults = []
+    for line in text.splitlines():
+        names = [n for pair in re.findall(r"`(\w+)`|<code>(\w+)</code>", line) for n in pair if n in METRICS]
+        said = THRESHOLD.findall(line)
+        if len(names) == 1 and said:
+            good = good_is(METRICS[names[0]])
+            faults += [f"{names[0]} should be {good}, not {s}" for s in said if s != good]
+    return faults
+
+
 # --- A notebook runs from top to bottom in an empty cache, too
 
 

@@ -28,14 +28,6 @@ UNKNOWN_AT, KNOWN_AT = torch.tensor([[0., 1.]] * 2), torch.tensor([[2., 0.]] * 2
 
 
 @pytest.fixture(scope="module")
-def exp():
-    torch.set_num_threads(1)
-    exp = load("biographies")
-    yield exp
-    assert exp.applied is None, "a test left a run in the model"
-
-
-@pytest.fixture(scope="module")
 def task(exp):
     return make_task(exp, [TARGET], exp.settings.loop)
 
@@ -172,7 +164,7 @@ def test_precedence_of_settings():
 
 
 @pytest.mark.parametrize("wishes, says", [
-    (dict(step=3), "did you mean 'steps'"), (dict(steps=0), "at least 1"), (dict(keep_fraction=0), "above 0"),
+    (dict(step=3), "did you mean steps"), (dict(steps=0), "at least 1"), (dict(keep_fraction=0), "above 0"),
     (dict(keep_fraction=1.2), "at most 1"), (dict(lora_rank=-1), "at least 0"), (dict(check_every=0), "at least 1")])
 def test_impossible_settings_are_refused(wishes, says):
     with pytest.raises(UserError, match=says):
@@ -200,7 +192,7 @@ def test_stopping_needs_two_hits_in_a_row():
 
 def test_unknown_words_are_refused(exp):
     for call, says in ((lambda: unlearn(exp, TARGET, "tripled"), "did you mean triplet"),
-                       (lambda: unlearn(exp, "Bipo Given"), "did you mean 'Bipo Gifen'"),
+                       (lambda: unlearn(exp, "Bipo Given"), "did you mean Bipo Gifen"),
                        (lambda: unlearn(exp, TARGET, Method("odd", lambda t: lambda s: 0, retain="hope")), "retain loss 'hope'")):
         with pytest.raises(UserError, match=says):
             call()

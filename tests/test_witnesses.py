@@ -12,7 +12,6 @@ from samu.forgetting import unlearn
 from samu.workshop import witnesses
 from samu.workshop.measuring import Measurement, Reference, holding, measured
 from samu.workshop.registry import METRICS
-from samu.workshop.setups import load
 from samu.workshop.statistics import auc
 from samu.workshop.witnesses import (
     LINE,
@@ -30,14 +29,6 @@ from samu.workshop.witnesses import (
 )
 
 LINE_UP = ["lineup_hit", "lineup_auc", "refit_auc", "refit_kernel_auc", "lineup_with_original", "forgotten_auc"]
-
-
-@pytest.fixture(scope="module")
-def exp():
-    torch.set_num_threads(1)
-    made = load("biographies")
-    made.roles, made.latents, made.centroids
-    return made
 
 
 @pytest.fixture(scope="module")

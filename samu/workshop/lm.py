@@ -6,11 +6,11 @@
 __all__ = ['FAMILIES', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit', 'OURS', 'CLUTTER', 'COPIED', 'Family', 'Anatomy', 'check_config',
            'anatomy', 'load_config', 'load_tokenizer', 'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer',
            'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss',
-           'perplexity', 'generate', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept',
+           'perplexity', 'generate', 'name_stacks', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept',
            'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output',
            'check_output_folder', 'save_trained', 'save_lm']
 
-# %% ../../nbs/workshop/lm.ipynb #9bf33a14
+# %% ../../nbs/workshop/lm.ipynb #8feb3b98
 import json, math, os, re, shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from .batching import Batch, batches, by_length, encode, name_tokens, pad_id, text_spans
+from .batching import Batch, Span, batches, by_length, encode, name_tokens, pad_id, text_spans
 from .runtime import SMALL, Device, pick_device, pick_dtype, seeded
 from .store import UserError, atomic_folder
 from .tables import Question
@@ -375,7 +375,7 @@ def generate(
     rows = [ids for ids, _ in encode(tokenizer, texts)]
     return _continue(hf, tokenizer, rows, max_new_tokens, batch_tokens, progress)
 
-# %% ../../nbs/workshop/lm.ipynb #316a7770
+# %% ../../nbs/workshop/lm.ipynb #46feba12
 # (residuals [prompts, name tokens, d_model] in float32, positions of the questions) -> the same shape
 Edit = Callable[[Tensor, list[int]], Tensor]
 
@@ -394,6 +394,16 @@ def _at_names(
             return h.index_put((row, column), new.to(h.dtype))
         return edit_residual(hf, layer, put)
     return at_prompt
+
+def name_stacks(
+    hf: PreTrainedModel, tokenizer: Any, questions: Sequence[Question], layers: Sequence[int],
+) -> dict[int, list[Tensor]]:  # layer -> question -> [name tokens, d_model], float32
+    "The residuals at the name in each question after several blocks: what `answer_edited` can put elsewhere."
+    spans = [Span(q.text, q.start, q.stop, i) for i, q in enumerate(questions)]
+    made = batches(tokenizer, spans, cut=True, device=hf.device)
+    item = torch.cat([b.item for b in made])
+    read = residuals_by_layer(hf, made, layers)
+    return {layer: [h[item == i] for i in range(len(spans))] for layer, h in read.items()}
 
 def answer_edited(
     hf: PreTrainedModel, tokenizer: Any, questions: Sequence[Question], edit: Edit, layer: int,
