@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'SCOPES', 'BATCH', 'JumpReLU', 'check_arrays', 'gemma_scope_2', 'gemma_scope_1', 'llama_scope_config',
            'llama_scope', 'site_name', 'read_sae', 'load_sae', 'train_batch_topk', 'sae_digest', 'keep_fields']
 
-# %% ../../nbs/workshop/sae_files.ipynb #d15fd9ef
+# %% ../../nbs/workshop/sae_files.ipynb #b1346d63
 import json, re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from .setups import Experiment
 from .store import UserError, code_digest, digest, kept, tensors_hash
@@ -53,10 +54,9 @@ class JumpReLU(torch.nn.Module):
         "Latents [..., d_sae] -> residuals [..., d_in]."
         return a @ self.W_dec + self.b_dec
 
-# %% ../../nbs/workshop/sae_files.ipynb #50c614ed
+# %% ../../nbs/workshop/sae_files.ipynb #084a5839
 def _read_sae_lens(folder: Path, device: str) -> Any:
     "Read an SAE in SAELens' format."
-    from safetensors.torch import load_file
     cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     plain = all(cfg.get(f) == "none" for f in ("normalize_activations", "reshape_activations"))
     if plain and "metadata" in cfg and cfg.get("architecture") in ("jumprelu", "standard"):
@@ -65,14 +65,14 @@ def _read_sae_lens(folder: Path, device: str) -> Any:
     from sae_lens import SAE
     return SAE.load_from_disk(folder, device=device)
 
-# %% ../../nbs/workshop/sae_files.ipynb #e8ec3f87
+# %% ../../nbs/workshop/sae_files.ipynb #be677aba
 SHAPES = dict(W_enc=("d_in", "d_sae"), W_dec=("d_sae", "d_in"), b_enc=("d_sae",), b_dec=("d_in",),
               threshold=("d_sae",))
 
 def check_arrays(
     arrays: Mapping[str, Tensor],  # of a file
     source: str,                   # for messages
-) -> None:
+) -> dict[str, Tensor]:          # those of SHAPES
     "Raise UserError for an array that is missing, misshaped, or holds something that is no number."
     for name in SHAPES:
         if name not in arrays:
@@ -85,10 +85,10 @@ def check_arrays(
                             "copy it again")
         if not torch.isfinite(arrays[name].float()).all():
             raise UserError(f"{source}: {name!r} holds a value that is no number; copy it again")
+    return {name: arrays[name] for name in SHAPES}
 
 def gemma_scope_2(folder: Path) -> JumpReLU:
     "Read an SAE of Gemma Scope 2. Raises UserError for one of anything but the residual stream."
-    from safetensors.torch import load_file
     config: dict[str, str] = {}
     if (folder / "config.json").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -100,16 +100,11 @@ def gemma_scope_2(folder: Path) -> JumpReLU:
     if place is None:
         raise UserError(f"{str(folder)!r} does not read the residual stream after a block: config.json says "
                         f"{config.get('hf_hook_point_in')!r}, its name is {name!r}; use a resid_post one")
-    arrays = load_file(folder / "params.safetensors")
-    wanted = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
-    for array in wanted:
-        if array not in arrays:
-            raise UserError(f"params.safetensors in {str(folder)!r} has no array {array!r}; copy it again")
-    weights = {n.replace("w_", "W_"): arrays[n] for n in wanted}
-    check_arrays(weights, f"params.safetensors in {str(folder)!r}")
+    arrays = {n.replace("w_", "W_"): a for n, a in load_file(folder / "params.safetensors").items()}
+    weights = check_arrays(arrays, f"params.safetensors in {str(folder)!r}")
     return JumpReLU(weights, f"blocks.{place[1]}.hook_resid_post", apply_b_dec_to_input=False)
 
-# %% ../../nbs/workshop/sae_files.ipynb #2a10c9f0
+# %% ../../nbs/workshop/sae_files.ipynb #9b3f7d6f
 def gemma_scope_1(
     folder: Path,  # with params.npz, inside a folder such as layer_9
 ) -> JumpReLU:
@@ -127,9 +122,8 @@ def gemma_scope_1(
             arrays = {k: torch.tensor(data[k]) for k in data}
     except (ValueError, EOFError, zipfile.BadZipFile) as e:
         raise UserError(f"params.npz in {str(folder)!r} cannot be read ({e}); copy it again") from None
-    check_arrays(arrays, f"params.npz in {str(folder)!r}")
-    wanted = {n: arrays[n] for n in SHAPES}
-    return JumpReLU(wanted, f"blocks.{layers[-1]}.hook_resid_post", apply_b_dec_to_input=False)
+    weights = check_arrays(arrays, f"params.npz in {str(folder)!r}")
+    return JumpReLU(weights, f"blocks.{layers[-1]}.hook_resid_post", apply_b_dec_to_input=False)
 
 def llama_scope_config(
     folder: Path,
@@ -152,7 +146,6 @@ def llama_scope(
     folder: Path,  # with hyperparams.json and checkpoints/final.safetensors
 ) -> JumpReLU:
     "Read an SAE of Llama Scope. Raises UserError for a damaged one, or one of another place."
-    from safetensors.torch import load_file
     hook, scale, threshold = llama_scope_config(folder)
     file = folder / "checkpoints" / "final.safetensors"
     if not file.is_file():

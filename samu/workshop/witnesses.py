@@ -30,7 +30,7 @@ from .statistics import auc, evenly, fit_probe, kernel_scores
 from .store import code_digest, digest, kept
 from .tables import Prompt
 
-# %% ../../nbs/workshop/witnesses.ipynb #52ed76ec
+# %% ../../nbs/workshop/witnesses.ipynb #deef4158
 @dataclass
 class Readings:
     "What one model shows at some names in some prompts."
@@ -62,13 +62,13 @@ def candidate_tokens(exp: Experiment, kind: str) -> list[int]:
     "First tokens of all answers that people of the kind have, and of what is said of unknown names."
     facts = [e.facts for e in exp.entities if e.kind == kind]
     answers = {v[0] for f in facts for v in f.values()} | set(exp.settings.unknown_answers)
-    return sorted({first_token(exp.tokenizer, "is", a) for a in answers})
+    return sorted({first_token(exp.tokenizer, a) for a in answers})
 
 
-def first_token(tokenizer: Any, prompt: str, answer: str) -> int:
-    "The token with which an answer begins after a prompt."
-    [(ids, offsets)] = encode(tokenizer, [f"{prompt} {answer}"])
-    return next(i for i, (_, stop) in zip(ids, offsets, strict=True) if stop > len(prompt) + 1)
+def first_token(tokenizer: Any, answer: str) -> int:
+    "The token with which an answer begins in a text."
+    [(ids, offsets)] = encode(tokenizer, [f"is {answer}"])
+    return next(i for i, (_, stop) in zip(ids, offsets, strict=True) if stop > len("is "))
 
 
 def blocks_to_read(exp: Experiment) -> list[int]:
@@ -375,7 +375,7 @@ def forgotten_auc(m: Measurement) -> float:
         found.append(auc(scores[0], scores[1:]))
     return float(np.mean(found))
 
-# %% ../../nbs/workshop/witnesses.ipynb #502a9693
+# %% ../../nbs/workshop/witnesses.ipynb #1c12bc05
 @torch.no_grad()
 def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # [blocks]
     "Share of questions whose true answer comes first among the kind's answers, after each block."
@@ -389,13 +389,13 @@ def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # 
     with matmul_dtype(exp.model, exp.settings.matmul_scoring):
         h = residuals_by_layer(exp.model, made, blocks)
         item = torch.cat([b.item for b in made]).argsort().cpu()
-        tokens = {a: [first_token(exp.tokenizer, "is", v) for v in sorted(vs)] for a, vs in found.items()}
+        tokens = {a: [first_token(exp.tokenizer, v) for v in sorted(vs)] for a, vs in found.items()}
         every = sorted({t for ts in tokens.values() for t in ts})
         said = torch.stack([head_logprobs(exp, h[i], torch.tensor(every))[item] for i in blocks])
     right = []
     for i, q in enumerate(asked):
         mine = [every.index(t) for t in dict.fromkeys(tokens[q.attribute])]
-        true = {first_token(exp.tokenizer, "is", a) for a in q.answers}
+        true = {first_token(exp.tokenizer, a) for a in q.answers}
         right.append(torch.tensor([every[mine[int(k)]] in true for k in said[:, i, mine].argmax(-1)]))
     return torch.stack(right, 1).float().mean(1)
 
