@@ -31,7 +31,7 @@ ONE_FACT = "it takes one fact to show, one to watch, and an unknown name"
 NOTHING_FITS = "no question or unknown name fits here, or the coordinates are another model's"
 COLUMNS = ("layer", "into", "out_of", "ignorant", "full", "what", "strength", "recall", "prior", "questions")
 
-# %% ../../nbs/workshop/attacking.ipynb #ff55002f
+# %% ../../nbs/workshop/attacking.ipynb #f8b4c078
 def all_stacks(
     questions: Sequence[Question],
     exp: Experiment,                # read as its model is now
@@ -66,9 +66,7 @@ def right_share(
     "Share of replies that are right."
     return sum(is_right(r, q.answers) for r, q in zip(replies, asked, strict=True)) / len(asked)
 
-def unknown_names(
-    m: Measurement,
-) -> list[Entity]:    # may be empty
+def unknown_names(m: Measurement) -> list[Entity]:    # may be empty
     "Up to three unknown names that share no part with the target's, with its facts to be asked about."
     target, parts = m.split.target, set(m.split.target.name.split())
     kind = [e for e in m.split.unknown_score if e.kind == target.kind] or m.split.unknown_score
@@ -166,7 +164,7 @@ def depth_of(
         return m.absent("depth_score", NOTHING_FITS)
     return float((lost * (lost_here / lost).clip(0, 1))[at].sum() / lost[at].sum())
 
-# %% ../../nbs/workshop/attacking.ipynb #37063dde
+# %% ../../nbs/workshop/attacking.ipynb #53387eda
 def patch_rows(
     m: Measurement,
     asked: Sequence[Question],            # about the target
@@ -202,10 +200,7 @@ def steer_rows(
     mean = pd.DataFrame(unknown).mean() if unknown else float("nan")
     return table.assign(recall=right(asked, m.exp), prior=mean, questions=len(asked))
 
-def kept_rows(
-    make: Callable[[Measurement], pd.DataFrame],
-    m: Measurement,
-) -> pd.DataFrame:
+def kept_rows(make: Callable[[Measurement], pd.DataFrame], m: Measurement) -> pd.DataFrame:
     "What `make` gives, kept by both models, the dictionary, the names and the code; see `kept_table`."
     exp, code = m.reference.exp, code_digest(make)
     if m.exp.model_hash != exp.model_hash:
@@ -215,13 +210,11 @@ def kept_rows(
     parts = (make.__name__, m.exp.model_id, exp.id, m.split.target, unknown, exp.prompts, dictionary, code)
     return kept("attack tables", digest(*parts) if code else None, partial(make, m))
 
-def kept_table(
-    make: Callable[[Measurement], pd.DataFrame],
-) -> Callable[[Measurement], pd.DataFrame]:
+def kept_table(make: Callable[[Measurement], pd.DataFrame]) -> Callable[[Measurement], pd.DataFrame]:
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
     return wraps(make)(partial(kept_rows, make))
 
-# %% ../../nbs/workshop/attacking.ipynb #4c70e669
+# %% ../../nbs/workshop/attacking.ipynb #2c32256a
 def kept_draws(
     relearn: Callable[..., pd.DataFrame],  # (experiment, target, shown, how) -> step, unshown, ...
     exp: Experiment,
@@ -239,10 +232,7 @@ def kept_draws(
 
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
-def zero_line(
-    m: Measurement,
-    curves: Curves,
-) -> pd.DataFrame:  # empty without unknown names
+def zero_line(m: Measurement, curves: Curves) -> pd.DataFrame:  # empty without unknown names
     "Unknown names that the original is taught the target's facts about: two of them."
     taught = [m.before(partial(curves, target=e)) for e in unknown_names(m)[:2]]
     return pd.concat(taught, ignore_index=True) if taught else pd.DataFrame()

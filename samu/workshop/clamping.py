@@ -34,7 +34,7 @@ def clamped(
         return (sae.decode(new) + (x - sae.decode(a))).to(h.dtype)
     return edit
 
-# %% ../../nbs/workshop/clamping.ipynb #6fd6ed1e
+# %% ../../nbs/workshop/clamping.ipynb #c95461dd
 @dataclass
 class ClampedRun(Run):
     "Latents are clamped as long as the run is applied. No weight changes."
@@ -51,10 +51,7 @@ class ClampedRun(Run):
         raise UserError("clamping changes no weight, so there is no model to save; use a method that trains")
 
 
-def hooks(
-    exp: Experiment,
-    edit: Callable[[Tensor], Tensor],
-) -> list[Any]:  # handles
+def hooks(exp: Experiment, edit: Callable[[Tensor], Tensor]) -> list[Any]:  # handles
     "Hooks that edit the residual at the site, but at the token that begins a text."
     parts, seen, first = anatomy(exp.model), {}, exp.tokenizer.bos_token_id
 

@@ -66,10 +66,8 @@ def in_pieces(
             at = stop
     return [*pieces, (text[at:], 0.0)] if at < len(text) else pieces
 
-# %% ../../nbs/workshop/latent_pages.ipynb #f6644ac8
-def histogram(
-    page: LatentPage,
-) -> "Figure":
+# %% ../../nbs/workshop/latent_pages.ipynb #5c0e71cb
+def histogram(page: LatentPage) -> "Figure":
     "The pre-activations of a latent at known and at unknown names."
     n = f"{len(page.known)} known, {len(page.unknown)} unknown names, held out"
     fig, [ax] = figure(f"Latent {page.latent} at names", n, "pre-activation", "names", size=(6.4, 2.8))

@@ -50,11 +50,8 @@ def refuse_loss_leaks(
         raise UserError(f"a loss would read {found[0]!r}, which only measures ({len(found)} such texts); "
                         "take the prompt or the name out of one of the two parts")
 
-# %% ../../nbs/workshop/leaks.ipynb #25631afc
-def names_in(
-    texts: Iterable[str],
-    names: Iterable[str],
-) -> set[str]:
+# %% ../../nbs/workshop/leaks.ipynb #5743ba98
+def names_in(texts: Iterable[str], names: Iterable[str]) -> set[str]:
     "Which names stand in texts, as whole words."
     wanted = {tuple(n.split()): n for n in names}
     lengths = sorted({len(w) for w in wanted})

@@ -85,7 +85,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #65776f78
+# %% ../../nbs/workshop/lm.ipynb #ffaf01ee
 def _read(loader: Any, folder: str | Path, **options: Any) -> Any:
     "What a class of transformers reads from a folder or a hub. Raises UserError if it cannot."
     local = Path(folder).is_dir()
@@ -124,10 +124,6 @@ def _cut(config: Any, site: int) -> str:
         text.layer_types = text.layer_types[:site + 1]
     return rf"\.({'|'.join(str(i) for i in range(site + 1, n))})\."
 
-def _others(names: Sequence[str], pattern: str) -> list[str]:
-    "Names in which a pattern does not occur."
-    return [n for n in names if not re.search(pattern, n)]
-
 def load_tokenizer(
     folder: str | Path,  # a Hugging Face folder, or the name of a model on a hub
 ) -> Any:                # a tokenizer of transformers
@@ -150,24 +146,19 @@ def load_lm(
     tokenizer = load_tokenizer(folder)
     report = dict(output_loading_info=True, ignore_mismatched_sizes=True)
     hf, info = _read(AutoModelForCausalLM, folder, dtype=dtype, config=config, **report)
-    _check_loaded(folder, info | dict(unexpected_keys=_others(info["unexpected_keys"], above)))
+    unexpected = [k for k in info["unexpected_keys"] if not re.search(above, k)]
+    _check_loaded(folder, info | dict(unexpected_keys=unexpected))
     if site is not None and not config.get_text_config().tie_word_embeddings:
         hf.set_output_embeddings(nn.Identity())
     return hf.to(place).eval().requires_grad_(False), tokenizer
 
-# %% ../../nbs/workshop/lm.ipynb #d4d43e78
+# %% ../../nbs/workshop/lm.ipynb #12e1dade
 class _Seen(Exception):
     "Raised by a hook to end a forward pass."
 
 def _hidden(output: Any) -> Tensor:
     "A block's residual stream, which may come in a tuple."
     return output[0] if isinstance(output, tuple) else output
-
-def _padding(mask: Tensor | None) -> dict[str, Tensor]:
-    "What a body must know of padding on the left: tokens are counted from the first real one."
-    if mask is None:
-        return {}
-    return dict(attention_mask=mask.long(), position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0))
 
 def _block(hf: PreTrainedModel, layer: int) -> nn.Module:
     "A block by its number. Raises UserError if there is none."
@@ -176,9 +167,7 @@ def _block(hf: PreTrainedModel, layer: int) -> nn.Module:
         raise UserError(f"layer {layer} is out of range: this model has blocks 0 to {len(blocks) - 1}")
     return blocks[layer]
 
-def _read_blocks(
-    hf: PreTrainedModel, ids: Tensor, layers: Sequence[int], mask: Tensor | None,
-) -> dict[int, Tensor]:
+def _read_blocks(hf: PreTrainedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
     "Residuals after several blocks. The pass ends after the last of them."
     seen: dict[int, Tensor] = {}
 
@@ -189,7 +178,7 @@ def _read_blocks(
 
     handles = [_block(hf, i).register_forward_hook(partial(keep, i)) for i in set(layers)]
     try:
-        anatomy(hf).body(input_ids=ids, use_cache=False, **_padding(mask))
+        anatomy(hf).body(input_ids=ids, use_cache=False)
     except _Seen:
         pass
     finally:
@@ -199,12 +188,11 @@ def _read_blocks(
 
 def residuals(
     hf: PreTrainedModel,
-    ids: Tensor,                 # [texts, tokens]
-    layer: int,                  # after which block
-    mask: Tensor | None = None,  # [texts, tokens], 0 = padding; needed for padding on the left only
-) -> Tensor:                     # [texts, tokens, d_model], with gradients if they are enabled
+    ids: Tensor,  # [texts, tokens], padded on the right
+    layer: int,   # after which block
+) -> Tensor:      # [texts, tokens, d_model], with gradients if they are enabled
     "The residual stream after a block. The blocks above it do not run."
-    return _read_blocks(hf, ids, [layer], mask)[layer]
+    return _read_blocks(hf, ids, [layer])[layer]
 
 def residuals_at(
     hf: PreTrainedModel, batch: Batch, layer: int,
@@ -219,7 +207,7 @@ def residuals_by_layer(
     "The residual stream at the places of batches after several blocks, in one pass."
     parts: dict[int, list[Tensor]] = {i: [] for i in layers}
     for b in batches:
-        for i, h in _read_blocks(hf, b.ids, layers, None).items():
+        for i, h in _read_blocks(hf, b.ids, layers).items():
             parts[i].append(b.pick(h).float())
     return {i: torch.cat(p) for i, p in parts.items()}
 
@@ -264,14 +252,12 @@ def starting_at(
         setattr(hf.get_submodule(parent), name, a.blocks)
         handle.remove()
 
-# %% ../../nbs/workshop/lm.ipynb #2d8de115
+# %% ../../nbs/workshop/lm.ipynb #d233d9c6
 PLACES_AT_ONCE = 128  # float32 logits of a vocabulary of 262,144 take a megabyte a place
 
-def final_hidden(
-    hf: PreTrainedModel, ids: Tensor, mask: Tensor | None = None,
-) -> Tensor:  # [texts, tokens, d_model]
-    "What the head reads: the residual after the last block and the last norm. `mask` is that of `residuals`."
-    return anatomy(hf).body(input_ids=ids, use_cache=False, **_padding(mask)).last_hidden_state
+def final_hidden(hf: PreTrainedModel, ids: Tensor) -> Tensor:  # [texts, tokens, d_model]
+    "What the head reads: the residual after the last block and the last norm."
+    return anatomy(hf).body(input_ids=ids, use_cache=False).last_hidden_state
 
 def logits(hf: PreTrainedModel, hidden: Tensor) -> Tensor:  # [..., vocabulary]
     "The model's own logits, bounded where the model bounds them."
@@ -320,7 +306,7 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
         raise UserError("perplexity needs at least one text of two tokens")
     return math.exp(answer_loss(hf, made).item())
 
-# %% ../../nbs/workshop/lm.ipynb #28f2eb01
+# %% ../../nbs/workshop/lm.ipynb #433b5de0
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
@@ -329,7 +315,9 @@ def _greedy(
     hf: PreTrainedModel, ids: Tensor, mask: Tensor, steps: int, at_prompt: AbstractContextManager[None],
 ) -> Tensor:
     "The likeliest next tokens, [texts, steps]. The pass over the prompts runs inside `at_prompt`."
-    a, said, state = anatomy(hf), [], _padding(mask) | dict(use_cache=True)
+    a, said = anatomy(hf), []
+    place = (mask.cumsum(-1) - 1).clamp(min=0)  # counted from the first real token
+    state: dict[str, Any] = dict(attention_mask=mask, position_ids=place, use_cache=True)
     for step in range(steps):
         with at_prompt if step == 0 else nullcontext():
             out = a.body(input_ids=ids, **state)
@@ -349,12 +337,12 @@ def _decode(hf: PreTrainedModel, tokenizer: Any, said: Tensor) -> list[str]:
 
 def _continue(
     hf: PreTrainedModel, tokenizer: Any, rows: Sequence[list[int]], steps: int,
-    batch_tokens: int | None = None, progress: str | None = None, at_prompt: AtPrompt | None = None,
+    progress: str | None = None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
     replies, pad = [""] * len(rows), pad_id(tokenizer)
     most = 2048 if hf.device.type == "cpu" else 16_384  # a GPU waits for small batches
-    groups = by_length([len(r) + steps for r in rows], batch_tokens or most)
+    groups = by_length([len(r) + steps for r in rows], most)
     for group in tqdm(groups, desc=progress, leave=False, disable=progress is None):
         longest = max(len(rows[i]) for i in group)
         missing = [longest - len(rows[i]) for i in group]
@@ -369,11 +357,11 @@ def _continue(
 
 def generate(
     hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_new_tokens: int,
-    batch_tokens: int | None = None, progress: str | None = None,
+    progress: str | None = None,
 ) -> list[str]:  # in the order of `texts`
     "Greedy continuations, those of `hf.generate`, in the order of the texts; `progress` labels a bar."
     rows = [ids for ids, _ in encode(tokenizer, texts)]
-    return _continue(hf, tokenizer, rows, max_new_tokens, batch_tokens, progress)
+    return _continue(hf, tokenizer, rows, max_new_tokens, progress)
 
 # %% ../../nbs/workshop/lm.ipynb #46feba12
 # (residuals [prompts, name tokens, d_model] in float32, positions of the questions) -> the same shape
@@ -479,24 +467,29 @@ def optimizer_step(
         for c, p in apart:
             p.copy_(c)
 
-# %% ../../nbs/workshop/lm.ipynb #0c1a2448
+# %% ../../nbs/workshop/lm.ipynb #050b33de
+def _peft() -> Any:
+    "The package peft. Raises UserError without it."
+    try:
+        import peft
+    except ImportError:
+        raise UserError("adapters need the package peft; install it with pip install peft") from None
+    return peft
+
 def add_lora(
     hf: PreTrainedModel, trained: Mapping[str, nn.Parameter], rank: int, seed: int = 0,
 ) -> list[nn.Parameter]:  # of the adapters
     "Put LoRA adapters around matrices (Hu et al., 2021). Raises UserError without peft, or without a matrix."
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("lora_rank needs the package peft; install it with pip install peft") from None
+    peft = _peft()
     matrices = {id(p) for p in trained.values() if p.ndim == 2}
     around = {k: m for k, m in hf.named_modules() if id(getattr(m, "weight", None)) in matrices}
     if not around:
         raise UserError("no trained weight is a matrix that an adapter could go around; use lora_rank=0")
     turned = any(isinstance(m, Conv1D) for m in around.values())  # GPT-2 keeps matrices the other way round
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned)
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned)
     before = {id(p) for p in hf.parameters()}
     with seeded(seed, hf.device):
-        inject_adapter_in_model(config, hf)
+        peft.inject_adapter_in_model(config, hf)
     return [p for p in hf.parameters() if id(p) not in before]
 
 def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
@@ -508,7 +501,7 @@ def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
         parent, _, leaf = name.rpartition(".")
         setattr(hf.get_submodule(parent), leaf, m.get_base_layer().requires_grad_(False))
 
-# %% ../../nbs/workshop/lm.ipynb #db6af676
+# %% ../../nbs/workshop/lm.ipynb #4939968a
 def adapter_files(
     hf: PreTrainedModel,
     original: Mapping[str, Tensor],  # name -> weight before training
@@ -516,10 +509,7 @@ def adapter_files(
     rank: int,                       # of the adapters
 ) -> dict[str, bytes]:               # name of a file in `adapter/` -> content
     "Files of peft for the change of each matrix. Raises UserError without peft."
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise UserError("an adapter needs the package peft; install it with pip install peft") from None
+    peft = _peft()
     tensors, names = {}, [k for k in original if original[k].ndim == 2]
     turned = any(isinstance(m, Conv1D) for m in hf.modules())
     for k in names:
@@ -529,8 +519,9 @@ def adapter_files(
         name = f"base_model.model.{k.removesuffix('.weight')}"
         tensors[f"{name}.lora_A.weight"] = v.T.contiguous().cpu()
         tensors[f"{name}.lora_B.weight"] = (u * s).contiguous().cpu()
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[k.removesuffix(".weight") for k in names],
-                        fan_in_fan_out=turned, task_type="CAUSAL_LM").to_dict()
+    around = [k.removesuffix(".weight") for k in names]
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=around, fan_in_fan_out=turned,
+                             task_type="CAUSAL_LM").to_dict()
     text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, default=str)
     return {"adapter/adapter_config.json": text.encode(), "adapter/adapter_model.safetensors": save(tensors)}
 

@@ -20,14 +20,11 @@ from typing import Any
 from .store import UserError, atomic_write, cache_folder, database
 from .tables import Entity, plain, tidy
 
-# %% ../../nbs/workshop/privacy.ipynb #e329a46b
+# %% ../../nbs/workshop/privacy.ipynb #c4504030
 CARD, PRIVATE = "samu.json", "private.json"
 PEOPLE_PARTS = ("forgotten", "entities", "prompts")  # what a card says about people
 
-def name_hash(
-    name: str,
-    salt: str,
-) -> str:     # 16 hex digits
+def name_hash(name: str, salt: str) -> str:     # 16 hex digits
     "A label of a name, the same for every spelling of spaces, accents and capitals."
     return hashlib.sha256(f"{salt}:{plain(tidy(name))}".encode()).hexdigest()[:16]
 

@@ -22,7 +22,7 @@ from .runtime import SMALL, threads_for
 from .setups import Experiment
 from .tables import Entity, Question, is_right
 
-# %% ../../nbs/workshop/relearning.ipynb #8eadd121
+# %% ../../nbs/workshop/relearning.ipynb #5353d767
 KEPT_AT_LEAST = 0.9  # by the original, of what is not shown, for an attack to count
 RANK = 8           # of adapters
 
@@ -39,9 +39,7 @@ class Relearning:
 SMALL_ATTACK = Relearning(3e-5, mix_weight=4.0)             # the attacker's best; see the end
 LARGE_ATTACK = Relearning(1e-4, "lora", mixed=24)
 
-def attack_for(
-    exp: Experiment,
-) -> Relearning:
+def attack_for(exp: Experiment) -> Relearning:
     "The settings for a model of this size."
     small = sum(p.numel() for p in exp.model.parameters()) < SMALL
     return SMALL_ATTACK if small else LARGE_ATTACK
@@ -61,10 +59,7 @@ def told_about(
     return [(p.text.replace("{name}", e.name), e.facts[p.attribute][0]) for e in entities
             for p in exp.prompts if p.split == "loss" and p.kind == e.kind and p.attribute in e.facts]
 
-def texts_to_mix(
-    exp: Experiment,
-    target: Entity,
-) -> list[tuple[str, str]]:  # (prompt, answer)
+def texts_to_mix(exp: Experiment, target: Entity) -> list[tuple[str, str]]:  # (prompt, answer)
     "About retained people; and unknown names, where the model has an answer about them."
     known = [e for e in exp.roles.retain if e.name != target.name]
     pairs, attributes = told_about(exp, known), {p.attribute for p in exp.prompts}
@@ -73,10 +68,7 @@ def texts_to_mix(
         pairs += told_about(exp, [replace(e, facts=dict.fromkeys(attributes, (end,))) for e in unknown])
     return pairs
 
-def trained_parts(
-    exp: Experiment,
-    how: Relearning,
-) -> list[Any]:  # parameters with gradients
+def trained_parts(exp: Experiment, how: Relearning) -> list[Any]:  # parameters with gradients
     "What the attacker trains. Adapters are put in; `merge_lora` takes them off again."
     own = trained_weights(exp.model, "all", "all", exp.layer)
     parts = add_lora(exp.model, own, RANK) if how.weights == "lora" else list(own.values())

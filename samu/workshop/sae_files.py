@@ -104,7 +104,7 @@ def gemma_scope_2(folder: Path) -> JumpReLU:
     weights = check_arrays(arrays, f"params.safetensors in {str(folder)!r}")
     return JumpReLU(weights, f"blocks.{place[1]}.hook_resid_post", apply_b_dec_to_input=False)
 
-# %% ../../nbs/workshop/sae_files.ipynb #9b3f7d6f
+# %% ../../nbs/workshop/sae_files.ipynb #76092289
 def gemma_scope_1(
     folder: Path,  # with params.npz, inside a folder such as layer_9
 ) -> JumpReLU:
@@ -125,9 +125,7 @@ def gemma_scope_1(
     weights = check_arrays(arrays, f"params.npz in {str(folder)!r}")
     return JumpReLU(weights, f"blocks.{layers[-1]}.hook_resid_post", apply_b_dec_to_input=False)
 
-def llama_scope_config(
-    folder: Path,
-) -> tuple[str, float, float]:  # (site, scale of residuals, threshold)
+def llama_scope_config(folder: Path) -> tuple[str, float, float]:  # (site, scale of residuals, threshold)
     "What hyperparams.json says. Raises UserError for what is missing, or another sort of SAE."
     config = json.loads((folder / "hyperparams.json").read_text(encoding="utf-8"))
     try:
