@@ -9,7 +9,7 @@ __all__ = ['ONE_FACT', 'NOTHING_FITS', 'COLUMNS', 'ROUNDINGS', 'Curves', 'all_st
            'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
            'families_that_count', 'register_raw']
 
-# %% ../../nbs/workshop/attacking.ipynb #885cbe09
+# %% ../../nbs/workshop/attacking.ipynb #b5ce9b76
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +24,7 @@ from .registry import metric
 from .relearning import KEPT_AT_LEAST, Relearning, kept_by, peak, picks, relearning_area
 from .sae_files import sae_digest
 from .setups import Experiment
-from .store import UserError, code_digest, digest, kept
+from .store import UserError, kept, key_of
 from .tables import Entity, Question, is_right
 
 ONE_FACT = "it takes one fact to show, one to watch, and an unknown name"
@@ -164,7 +164,7 @@ def depth_of(
         return m.absent("depth_score", NOTHING_FITS)
     return float((lost * (lost_here / lost).clip(0, 1))[at].sum() / lost[at].sum())
 
-# %% ../../nbs/workshop/attacking.ipynb #53387eda
+# %% ../../nbs/workshop/attacking.ipynb #34de4543
 def patch_rows(
     m: Measurement,
     asked: Sequence[Question],            # about the target
@@ -202,19 +202,19 @@ def steer_rows(
 
 def kept_rows(make: Callable[[Measurement], pd.DataFrame], m: Measurement) -> pd.DataFrame:
     "What `make` gives, kept by both models, the dictionary, the names and the code; see `kept_table`."
-    exp, code = m.reference.exp, code_digest(make)
+    exp = m.reference.exp
     if m.exp.model_hash != exp.model_hash:
         return pd.DataFrame(columns=COLUMNS)
     dictionary = sae_digest(m.before(lambda exp: exp.sae))
     unknown = [e.name for e in m.split.unknown_score]
-    parts = (make.__name__, m.exp.model_id, exp.id, m.split.target, unknown, exp.prompts, dictionary, code)
-    return kept("attack tables", digest(*parts) if code else None, partial(make, m))
+    parts = [make.__name__, m.exp.model_id, exp.id, m.split.target, unknown, exp.prompts, dictionary]
+    return kept("attack tables", key_of(parts, make), partial(make, m))
 
 def kept_table(make: Callable[[Measurement], pd.DataFrame]) -> Callable[[Measurement], pd.DataFrame]:
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
     return wraps(make)(partial(kept_rows, make))
 
-# %% ../../nbs/workshop/attacking.ipynb #2c32256a
+# %% ../../nbs/workshop/attacking.ipynb #0d1f4d00
 def kept_draws(
     relearn: Callable[..., pd.DataFrame],  # (experiment, target, shown, how) -> step, unshown, ...
     exp: Experiment,
@@ -226,9 +226,7 @@ def kept_draws(
         shown = enumerate(picks(list(target.facts)))
         curves = [relearn(exp, target, names, how).assign(draw=d) for d, names in shown]
         return pd.concat(curves, ignore_index=True)
-    code = code_digest(relearn)
-    key = digest(exp.model_id, target, exp.prompts, vars(how), code) if code else None
-    return kept("relearned", key, make)
+    return kept("relearned", key_of([exp.model_id, target, exp.prompts, vars(how)], relearn), make)
 
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 

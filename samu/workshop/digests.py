@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'ASIDE', 'GENERATED', 'WRAPPERS', 'INNER', 'digest', 'tensors_hash', 'file_hash', 'code_text', 'CodeReader',
-           'code_digest']
+           'code_digest', 'key_of']
 
-# %% ../../nbs/workshop/digests.ipynb #cbed81ff
+# %% ../../nbs/workshop/digests.ipynb #d71def34
 import contextlib, dataclasses, functools, hashlib, sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,7 @@ def _imports_inside(code: CodeType, package: str) -> list[tuple[str, tuple[str, 
             found += _imports_inside(inner, package)
     return [(module, names) for module, names in found if _home_of(module) == "samu"]
 
-# %% ../../nbs/workshop/digests.ipynb #a02d95d4
+# %% ../../nbs/workshop/digests.ipynb #79d5a36c
 class CodeReader:
     "Describes values. `modules`: those of the package that were met; `outside`: whether anything else was."
 
@@ -209,3 +209,11 @@ def code_digest(
         named = sorted((k, v) for k, v in vars(sys.modules[name]).items() if not k.startswith("__"))
         done[name] = [(k, reader.read(v)) for k, v in named]
     return None if reader.outside else digest(texts, done)
+
+def key_of(
+    parts: Sequence[Any],  # for `digest`: what a result follows from beside code
+    *code: Any,            # for `code_digest`
+) -> str | None:           # None if some of the code is outside the package
+    "The key under which a result is kept."
+    made_by = code_digest(*code)
+    return None if made_by is None else digest(*parts, made_by)

@@ -6,7 +6,7 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #ba3f7134
+# %% ../../nbs/workshop/loop.ipynb #593055f1
 import json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor
 from .registry import METHODS, OBJECTIVES, RETAIN, Method, nearest
-from .store import UserError, code_digest, digest, kept, samu_version, tensors_hash, versions
+from .store import UserError, digest, kept, key_of, samu_version, tensors_hash, versions
 from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, encode, text_spans
@@ -374,20 +374,18 @@ def _run_card(run: Run) -> dict[str, Any]:  # fits into JSON
         original_sha256=tensors_hash(original),
     )
 
-# %% ../../nbs/workshop/loop.ipynb #d33e8081
+# %% ../../nbs/workshop/loop.ipynb #7da089c3
 def run_key(
     exp: Experiment, method: Method, config: LoopConfig, seed: int, aim: Any, parts: Sequence[Any],
     code: Sequence[Callable],
 ) -> str | None:  # None where some of the code comes from a notebook or a script
     "Names a run by all that it depends on; `parts`: what shapes it beside the aim."
     retain = [f for r in RETAIN.values() if r.name == config.retain for f in (r.loss, r.freeze) if f]
-    made_by = code_digest(*code, method.prepare, *retain)
-    if made_by is None:
-        return None
     statistics = tensors_hash({k: v for k, v in vars(aim).items() if isinstance(v, Tensor)})
     texts = [exp.prompts, exp.ordinary["loss"], exp.settings.unknown_answers]
     named = [method.name, method.stops]
-    return digest(exp.model_id, named, config, seed, statistics, texts, parts, made_by)
+    follows_from = [exp.model_id, named, config, seed, statistics, texts, parts]
+    return key_of(follows_from, *code, method.prepare, *retain)
 
 def run_once(
     exp: Experiment, targets: tuple[str, ...], method: str, config: LoopConfig, seed: int, key: str | None,

@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'SCOPES', 'BATCH', 'JumpReLU', 'check_arrays', 'gemma_scope_2', 'gemma_scope_1', 'llama_scope_config',
            'llama_scope', 'site_name', 'read_sae', 'load_sae', 'train_batch_topk', 'sae_digest', 'keep_fields']
 
-# %% ../../nbs/workshop/sae_files.ipynb #b1346d63
+# %% ../../nbs/workshop/sae_files.ipynb #c6a428de
 import json, re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from .setups import Experiment
-from .store import UserError, code_digest, digest, kept, tensors_hash
+from .store import UserError, digest, kept, key_of, tensors_hash
 
 # %% ../../nbs/workshop/sae_files.ipynb #70041ad5
 class JumpReLU(torch.nn.Module):
@@ -231,7 +231,7 @@ def train_batch_topk(
         SAETrainer(cfg=loop, sae=sae, data_provider=_endless(residuals, draw)).fit()
     return sae
 
-# %% ../../nbs/workshop/sae_files.ipynb #991dc7e9
+# %% ../../nbs/workshop/sae_files.ipynb #bf347498
 def sae_digest(sae: Any) -> str:
     "A short name for the content of an SAE: its weights, in their order, and its site."
     cfg = sae.cfg.to_dict() if hasattr(sae.cfg, "to_dict") else vars(sae.cfg)
@@ -242,8 +242,7 @@ def keep_fields(
     exp: Experiment, kind: str, make: Callable[[Experiment], Any], *parts: Callable[[Experiment], Any],
 ) -> dict[str, Any]:
     "Keep a dataclass that follows from the model, the SAE, the roles, and parts of the experiment."
-    code = code_digest(make, *parts)
-    key = None if code is None else digest(exp.id, sae_digest(exp.sae), exp.roles, code)
+    key = key_of([exp.id, sae_digest(exp.sae), exp.roles], make, *parts)
 
     def fields() -> dict[str, Any]:
         made = vars(make(exp))

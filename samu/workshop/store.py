@@ -5,13 +5,13 @@ __all__ = ['T', 'STORE_VERSION', 'TAG', 'TAG_TEXT', 'TABLE', 'cache_folder', 'at
            'encode', 'decode', 'versions', 'samu_version', 'full_key', 'database', 'keep_many', 'find_many', 'kept',
            'kept_tensors', 'kept_folders', 'entries', 'clear']
 
-# %% ../../nbs/workshop/store.ipynb #e011ab95
+# %% ../../nbs/workshop/store.ipynb #9578bb41
 import contextlib, functools, json, os, shutil, sqlite3, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from .digests import code_digest as code_digest, code_text as code_text, digest as digest
-from .digests import file_hash as file_hash, tensors_hash as tensors_hash
+from .digests import file_hash as file_hash, key_of as key_of, tensors_hash as tensors_hash
 from .registry import UserError as UserError
 if TYPE_CHECKING:
     import pandas as pd
