@@ -210,7 +210,7 @@ def test_utility_by_hand():
 
 
 def test_rwku_names_the_nearest_target(rwku_folder):
-    with pytest.raises(UserError, match="did you mean Anna Baker"):
+    with pytest.raises(UserError, match="did you mean 'Anna Baker'"):
         b.read_rwku(rwku_folder, "Ana Baker")
     (rwku_folder / "3_Anna_Baker" / "triviaqa.json").unlink()
     with pytest.raises(UserError, match="no file 'triviaqa.json'"):

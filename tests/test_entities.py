@@ -110,7 +110,7 @@ def test_only_known_facts_are_forgotten_or_kept():
 
 
 def test_split_says_what_is_wrong(real):
-    with pytest.raises(UserError, match="no entity 'Rogger Federer'.*did you mean Roger Federer"):
+    with pytest.raises(UserError, match="no entity 'Rogger Federer'.*did you mean 'Roger Federer'"):
         split_for(real, "Rogger Federer")
     exp = toy(grade={"Roger Federer": "between"})
     exp.grades.loc[exp.grades.name == "Roger Federer", "right"] = 1

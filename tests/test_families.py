@@ -101,11 +101,16 @@ def test_logits(hf, ids):
         assert theirs.abs().max() <= 2 and anatomy(hf).head(final_hidden(hf, ids)).abs().max() > 2
 
 
-def test_padding_changes_no_residual(hf, ids):
-    wide = torch.nn.functional.pad(ids, (0, 3))
+def test_padding_on_either_side_changes_no_residual(hf, ids):
+    wide, n = torch.full((2, ids.shape[1] + 3), 0), ids.shape[1]
+    wide[0, :n], wide[1, 3:] = ids[0], ids[0]
+    mask = torch.ones_like(wide)
+    mask[0, n:], mask[1, :3] = 0, 0
     for layer in (1, 3):
-        close(residuals(hf, wide, layer)[:, :-3], residuals(hf, ids, layer))
-    close(final_hidden(hf, wide)[:, :-3], final_hidden(hf, ids))
+        alone = residuals(hf, ids, layer)[0]
+        close(residuals(hf, wide[:1], layer)[0, :n], alone)
+        close(residuals(hf, wide[1:], layer, mask[1:])[0, 3:], alone)
+    close(final_hidden(hf, wide[1:], mask[1:])[0, 3:], final_hidden(hf, ids)[0])
 
 
 def test_a_pass_may_start_halfway(hf, ids):

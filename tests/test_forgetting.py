@@ -192,7 +192,7 @@ def test_stopping_needs_two_hits_in_a_row():
 
 def test_unknown_words_are_refused(exp):
     for call, says in ((lambda: unlearn(exp, TARGET, "tripled"), "did you mean triplet"),
-                       (lambda: unlearn(exp, "Bipo Given"), "did you mean Bipo Gifen"),
+                       (lambda: unlearn(exp, "Bipo Given"), "did you mean 'Bipo Gifen'"),
                        (lambda: unlearn(exp, TARGET, Method("odd", lambda t: lambda s: 0, retain="hope")), "retain loss 'hope'")):
         with pytest.raises(UserError, match=says):
             call()

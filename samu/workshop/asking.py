@@ -9,12 +9,13 @@ __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'PERSUASION', 'P
            'other_names', 'described', 'renamed_to', 'flag_questions', 'naming_questions', 'in_translation',
            'with_choices', 'draw_replies', 'sampled', 'answered', 'template', 'asked_by', 'prior_names', 'family_row']
 
-# %% ../../nbs/workshop/asking.ipynb #f2b5375d
+# %% ../../nbs/workshop/asking.ipynb #c5120a51
 import csv
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from importlib import resources
 from typing import Any
 import torch
 from .batching import by_length, encode, pad_id
@@ -25,7 +26,7 @@ from .runtime import seeded, threads_for
 from .chat import bare, framed, has_template
 from .setups import Experiment, without_chat
 from .store import code_digest, digest, find_many, keep_many
-from .tables import Entity, Question, data_file, is_right
+from .tables import Entity, Question, is_right
 
 # %% ../../nbs/workshop/asking.ipynb #ecf75da3
 PARAPHRASES = {  # in the words of the invented world
@@ -144,13 +145,14 @@ def begun(
     return [in_new_words(q, f"{q.text} {start}{statements[q.attribute]}")
             for q in asked if q.text.endswith(":") and q.attribute in statements for start in starts]
 
-# %% ../../nbs/workshop/asking.ipynb #b5d17e3d
+# %% ../../nbs/workshop/asking.ipynb #109690cf
 @cache
 def data_rows(
     name: str,  # of a CSV file in samu/data
 ) -> list[dict[str, str]]:
     "The rows of a table that comes with the package."
-    return list(csv.DictReader(data_file(name).read_text(encoding="utf-8").splitlines()))
+    text = (resources.files("samu") / "data" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 def other_names(
     exp: Experiment,

@@ -9,7 +9,7 @@ __all__ = ['Record', 'PER_AUTHOR', 'NAME', 'SPLITS', 'MEMBERSHIP', 'LEVELS', 'AS
            'Rwku', 'subject_folder', 'level_probes', 'read_choices', 'read_truthful', 'read_rwku', 'share_picked',
            'choose', 'most_likely', 'concluded', 'fluency', 'rwku_scores']
 
-# %% ../../nbs/workshop/benchmarks.ipynb #e2f7152d
+# %% ../../nbs/workshop/benchmarks.ipynb #e63d0246
 import json
 import re
 import zlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from .registry import UserError, nearest
+from .store import UserError
 from .tables import Entity, Question
 from .batching import answer_spans, batches
 from .chat import chat_text, has_template
@@ -398,7 +398,7 @@ def tofu_scores(
         out["forget_quality"] = forget_quality(truth_ratios(hf, tokenizer, tofu.forget, prompt), gold)
     return out
 
-# %% ../../nbs/workshop/benchmarks.ipynb #4ef60ffb
+# %% ../../nbs/workshop/benchmarks.ipynb #67a862f6
 LEVELS = ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2")
 ASKS = {"1": "Please complete the blank in the following question.\nQuestion: {}\nAnswer:",
         "2": "Please briefly answer the following question.\nQuestion: {}\nAnswer:"}
@@ -425,13 +425,15 @@ def subject_folder(
     subject: str,  # a name
 ) -> Path:
     "The folder of a target, such as 12_Beyonce. Raises UserError with the nearest names if there is none."
+    import difflib
     if (folder / "forget_level1.json").is_file():
         return folder
     names = {re.sub(r"^\d+_", "", f.parent.name).replace("_", " "): f.parent
              for f in sorted(folder.rglob("forget_level1.json"))}
     if subject in names:
         return names[subject]
-    hint = nearest(subject, names, "give the folder of one target")
+    near = difflib.get_close_matches(subject, list(names), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "give the folder of one target"
     raise UserError(f"no target {subject!r} in {str(folder)!r}; {hint}")
 
 def level_probes(

@@ -85,7 +85,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #ffaf01ee
+# %% ../../nbs/workshop/lm.ipynb #65776f78
 def _read(loader: Any, folder: str | Path, **options: Any) -> Any:
     "What a class of transformers reads from a folder or a hub. Raises UserError if it cannot."
     local = Path(folder).is_dir()
@@ -124,6 +124,10 @@ def _cut(config: Any, site: int) -> str:
         text.layer_types = text.layer_types[:site + 1]
     return rf"\.({'|'.join(str(i) for i in range(site + 1, n))})\."
 
+def _others(names: Sequence[str], pattern: str) -> list[str]:
+    "Names in which a pattern does not occur."
+    return [n for n in names if not re.search(pattern, n)]
+
 def load_tokenizer(
     folder: str | Path,  # a Hugging Face folder, or the name of a model on a hub
 ) -> Any:                # a tokenizer of transformers
@@ -146,19 +150,24 @@ def load_lm(
     tokenizer = load_tokenizer(folder)
     report = dict(output_loading_info=True, ignore_mismatched_sizes=True)
     hf, info = _read(AutoModelForCausalLM, folder, dtype=dtype, config=config, **report)
-    unexpected = [k for k in info["unexpected_keys"] if not re.search(above, k)]
-    _check_loaded(folder, info | dict(unexpected_keys=unexpected))
+    _check_loaded(folder, info | dict(unexpected_keys=_others(info["unexpected_keys"], above)))
     if site is not None and not config.get_text_config().tie_word_embeddings:
         hf.set_output_embeddings(nn.Identity())
     return hf.to(place).eval().requires_grad_(False), tokenizer
 
-# %% ../../nbs/workshop/lm.ipynb #12e1dade
+# %% ../../nbs/workshop/lm.ipynb #d4d43e78
 class _Seen(Exception):
     "Raised by a hook to end a forward pass."
 
 def _hidden(output: Any) -> Tensor:
     "A block's residual stream, which may come in a tuple."
     return output[0] if isinstance(output, tuple) else output
+
+def _padding(mask: Tensor | None) -> dict[str, Tensor]:
+    "What a body must know of padding on the left: tokens are counted from the first real one."
+    if mask is None:
+        return {}
+    return dict(attention_mask=mask.long(), position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0))
 
 def _block(hf: PreTrainedModel, layer: int) -> nn.Module:
     "A block by its number. Raises UserError if there is none."
@@ -167,7 +176,9 @@ def _block(hf: PreTrainedModel, layer: int) -> nn.Module:
         raise UserError(f"layer {layer} is out of range: this model has blocks 0 to {len(blocks) - 1}")
     return blocks[layer]
 
-def _read_blocks(hf: PreTrainedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+def _read_blocks(
+    hf: PreTrainedModel, ids: Tensor, layers: Sequence[int], mask: Tensor | None,
+) -> dict[int, Tensor]:
     "Residuals after several blocks. The pass ends after the last of them."
     seen: dict[int, Tensor] = {}
 
@@ -178,7 +189,7 @@ def _read_blocks(hf: PreTrainedModel, ids: Tensor, layers: Sequence[int]) -> dic
 
     handles = [_block(hf, i).register_forward_hook(partial(keep, i)) for i in set(layers)]
     try:
-        anatomy(hf).body(input_ids=ids, use_cache=False)
+        anatomy(hf).body(input_ids=ids, use_cache=False, **_padding(mask))
     except _Seen:
         pass
     finally:
@@ -188,11 +199,12 @@ def _read_blocks(hf: PreTrainedModel, ids: Tensor, layers: Sequence[int]) -> dic
 
 def residuals(
     hf: PreTrainedModel,
-    ids: Tensor,  # [texts, tokens], padded on the right
-    layer: int,   # after which block
-) -> Tensor:      # [texts, tokens, d_model], with gradients if they are enabled
+    ids: Tensor,                 # [texts, tokens]
+    layer: int,                  # after which block
+    mask: Tensor | None = None,  # [texts, tokens], 0 = padding; needed for padding on the left only
+) -> Tensor:                     # [texts, tokens, d_model], with gradients if they are enabled
     "The residual stream after a block. The blocks above it do not run."
-    return _read_blocks(hf, ids, [layer])[layer]
+    return _read_blocks(hf, ids, [layer], mask)[layer]
 
 def residuals_at(
     hf: PreTrainedModel, batch: Batch, layer: int,
@@ -207,7 +219,7 @@ def residuals_by_layer(
     "The residual stream at the places of batches after several blocks, in one pass."
     parts: dict[int, list[Tensor]] = {i: [] for i in layers}
     for b in batches:
-        for i, h in _read_blocks(hf, b.ids, layers).items():
+        for i, h in _read_blocks(hf, b.ids, layers, None).items():
             parts[i].append(b.pick(h).float())
     return {i: torch.cat(p) for i, p in parts.items()}
 
@@ -252,12 +264,14 @@ def starting_at(
         setattr(hf.get_submodule(parent), name, a.blocks)
         handle.remove()
 
-# %% ../../nbs/workshop/lm.ipynb #d233d9c6
+# %% ../../nbs/workshop/lm.ipynb #2d8de115
 PLACES_AT_ONCE = 128  # float32 logits of a vocabulary of 262,144 take a megabyte a place
 
-def final_hidden(hf: PreTrainedModel, ids: Tensor) -> Tensor:  # [texts, tokens, d_model]
-    "What the head reads: the residual after the last block and the last norm."
-    return anatomy(hf).body(input_ids=ids, use_cache=False).last_hidden_state
+def final_hidden(
+    hf: PreTrainedModel, ids: Tensor, mask: Tensor | None = None,
+) -> Tensor:  # [texts, tokens, d_model]
+    "What the head reads: the residual after the last block and the last norm. `mask` is that of `residuals`."
+    return anatomy(hf).body(input_ids=ids, use_cache=False, **_padding(mask)).last_hidden_state
 
 def logits(hf: PreTrainedModel, hidden: Tensor) -> Tensor:  # [..., vocabulary]
     "The model's own logits, bounded where the model bounds them."
@@ -306,7 +320,7 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
         raise UserError("perplexity needs at least one text of two tokens")
     return math.exp(answer_loss(hf, made).item())
 
-# %% ../../nbs/workshop/lm.ipynb #433b5de0
+# %% ../../nbs/workshop/lm.ipynb #46c8be5f
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
@@ -315,9 +329,7 @@ def _greedy(
     hf: PreTrainedModel, ids: Tensor, mask: Tensor, steps: int, at_prompt: AbstractContextManager[None],
 ) -> Tensor:
     "The likeliest next tokens, [texts, steps]. The pass over the prompts runs inside `at_prompt`."
-    a, said = anatomy(hf), []
-    place = (mask.cumsum(-1) - 1).clamp(min=0)  # counted from the first real token
-    state: dict[str, Any] = dict(attention_mask=mask, position_ids=place, use_cache=True)
+    a, said, state = anatomy(hf), [], _padding(mask) | dict(use_cache=True)
     for step in range(steps):
         with at_prompt if step == 0 else nullcontext():
             out = a.body(input_ids=ids, **state)

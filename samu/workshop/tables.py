@@ -8,15 +8,15 @@ __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS
            'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names', 'find_entity', 'data_file',
            'real_entities', 'real_prompts', 'ordinary_prose']
 
-# %% ../../nbs/workshop/tables.ipynb #a359983e
-import codecs, csv, io, json, re, unicodedata
+# %% ../../nbs/workshop/tables.ipynb #f593dbfd
+import codecs, csv, difflib, io, json, re, unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from .registry import UserError, nearest
+from .registry import UserError
 from .replies import says_answer
 
 # %% ../../nbs/workshop/tables.ipynb #421b70a3
@@ -281,7 +281,7 @@ def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None
                 raise UserError(f"no prompt with split {split!r} asks for {attribute!r} of kind {kind!r} "
                                 f"(there are prompts for {kinds}); add one, or leave the prompts out")
 
-# %% ../../nbs/workshop/tables.ipynb #9b860ea4
+# %% ../../nbs/workshop/tables.ipynb #1978c254
 def check_names(entities: Iterable[Entity], tokenizer: Any) -> None:
     "Raise UserError for the first name that the tokenizer cannot write."
     for name in (n for e in entities for n in (e.name, *e.aliases)):
@@ -296,7 +296,10 @@ def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     for e in entities:
         if wanted in [tidy(n).casefold() for n in (e.name, *e.aliases)]:
             return e
-    hint = nearest(tidy(name), [e.name for e in entities], f"samu entities --setup {setup} lists them")
+    near = difflib.get_close_matches(tidy(name), [e.name for e in entities], n=3, cutoff=0.5)
+    hint = f"samu entities --setup {setup} lists them"
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
     raise UserError(f"no entity {name!r} in setup {setup!r}; {hint}")
 
 # %% ../../nbs/workshop/tables.ipynb #a61e84a7
