@@ -164,7 +164,7 @@ def test_precedence_of_settings():
 
 
 @pytest.mark.parametrize("wishes, says", [
-    (dict(step=3), "did you mean steps"), (dict(steps=0), "at least 1"), (dict(keep_fraction=0), "above 0"),
+    (dict(step=3), "did you mean 'steps'"), (dict(steps=0), "at least 1"), (dict(keep_fraction=0), "above 0"),
     (dict(keep_fraction=1.2), "at most 1"), (dict(lora_rank=-1), "at least 0"), (dict(check_every=0), "at least 1")])
 def test_impossible_settings_are_refused(wishes, says):
     with pytest.raises(UserError, match=says):

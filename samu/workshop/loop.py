@@ -53,13 +53,13 @@ def method_named(name: str) -> Method:
 
     return Method(name, prepare, about=f"{name} on the residuals at the target's name")
 
-# %% ../../nbs/workshop/loop.ipynb #ab784d7b
+# %% ../../nbs/workshop/loop.ipynb #899aa885
 def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> LoopConfig:
     "The settings of a run: class < setup < method < tuned < caller (None = no wish). Raises UserError."
     names = [f.name for f in fields(LoopConfig)]
     for name in wishes:
         if name not in names:
-            raise UserError(f"there is no setting {name!r}; {nearest(name, names)}")
+            raise UserError(f"there is no setting {name!r}; {nearest(name, map(repr, names))}")
     own: dict[str, Any] = {"lr": settings.loop.lr * method.lr_times, "retain": method.retain}
     for name in ("steps", "retain_weight"):
         if getattr(method, name) is not None:
