@@ -50,7 +50,7 @@ def about_model(exp: Experiment, check: Check) -> None:
     check.say("chat template", template)
     check.say("site", f"the residual stream after block {exp.layer}; --layer chooses another")
 
-# %% ../../nbs/workshop/checking.ipynb #bbcba1a6
+# %% ../../nbs/workshop/checking.ipynb #bc8732cf
 def about_person(exp: Experiment, name: str, check: Check) -> None:
     "How many questions about a person the model answers. Raises UserError for one who cannot be forgotten."
     entities = import_module("samu.entities")
@@ -82,6 +82,7 @@ def about_names(exp: Experiment, check: Check) -> None:
         raise UserError(f"no kind has {least} known and {least} unknown names that losses read ({short}); "
                         f"add people of one kind to the table: about {wanted} whom the model knows")
 
+# %% ../../nbs/workshop/checking.ipynb #33ccabfd
 def about_site(exp: Experiment, check: Check) -> None:
     "Where the name still decides: unknown names' residuals are put in its place, after one block at a time."
     entities, residuals = (import_module(f"samu.{m}") for m in ("entities", "residuals"))
@@ -97,7 +98,7 @@ def about_site(exp: Experiment, check: Check) -> None:
     check.say("site by patching", f"--layer {early.layer.max()}: the last of these blocks after which "
               "another name's residual takes the facts away")
 
-# %% ../../nbs/workshop/checking.ipynb #05c36f9d
+# %% ../../nbs/workshop/checking.ipynb #6d40391e
 def memory_free(device: torch.device) -> int:  # bytes; 0 where it cannot be told
     "Memory that can still be had."
     if device.type == "cuda":
@@ -131,6 +132,7 @@ def about_files(exp: Experiment, out: Path, check: Check) -> None:
     if shutil.disk_usage(there).free < 2 * size:
         raise UserError(f"{str(there)!r} has less than {gigabytes(2 * size)} GB free; choose another --out")
 
+# %% ../../nbs/workshop/checking.ipynb #a9ae65b2
 def check_run(
     exp: Experiment,
     names: Sequence[str],   # who is to be forgotten

@@ -34,7 +34,7 @@ def clamped(
         return (sae.decode(new) + (x - sae.decode(a))).to(h.dtype)
     return edit
 
-# %% ../../nbs/workshop/clamping.ipynb #c95461dd
+# %% ../../nbs/workshop/clamping.ipynb #19746180
 @dataclass
 class ClampedRun(Run):
     "Latents are clamped as long as the run is applied. No weight changes."
@@ -65,7 +65,7 @@ def hooks(exp: Experiment, edit: Callable[[Tensor], Tensor]) -> list[Any]:  # ha
         return (h, *output[1:]) if isinstance(output, tuple) else h
     return [parts.embed.register_forward_hook(look), parts.blocks[exp.layer].register_forward_hook(change)]
 
-
+# %% ../../nbs/workshop/clamping.ipynb #3f91a586
 def clamped_run(
     exp: Experiment,
     target: str,      # a name

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)  # in order: a bool is an int, too
 
-# %% ../../nbs/workshop/digests.ipynb #a8d842a7
+# %% ../../nbs/workshop/digests.ipynb #474c434b
 def _feed(add: Callable[[bytes], Any], value: Any) -> None:
     "Give a value to a hash so that no two values give the same bytes. Raises TypeError for other types."
     np, torch = sys.modules.get("numpy"), sys.modules.get("torch")
@@ -56,6 +56,7 @@ def _tensor_bytes(tensor: "Tensor") -> Any:  # a buffer
     import torch
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
+# %% ../../nbs/workshop/digests.ipynb #6cdf69aa
 def tensors_hash(tensors: Mapping[str, "Tensor"]) -> str:  # 64 hexadecimal digits
     "SHA-256 over names, shapes, types and bytes of tensors, in the order of their names."
     state = hashlib.sha256()
@@ -116,7 +117,7 @@ def _imports_inside(code: CodeType, package: str) -> list[tuple[str, tuple[str, 
             found += _imports_inside(inner, package)
     return [(module, names) for module, names in found if _home_of(module) == "samu"]
 
-# %% ../../nbs/workshop/digests.ipynb #79d5a36c
+# %% ../../nbs/workshop/digests.ipynb #ad6225ad
 class CodeReader:
     "Describes values. `modules`: those of the package that were met; `outside`: whether anything else was."
 
@@ -196,6 +197,7 @@ class CodeReader:
         self.outside |= closed and not name and not isinstance(value, WRAPPERS)
         return kind.__qualname__, name
 
+# %% ../../nbs/workshop/digests.ipynb #35a99305
 def code_digest(
     *objects: Any,  # functions, classes, modules, and entries of registries that they look up by name
 ) -> str | None:    # None if anything is defined outside the package: then keep nothing

@@ -83,7 +83,7 @@ def figure(
         ax.spines[["top", "right"]].set_visible(False)
     return fig, axes
 
-# %% ../../nbs/workshop/plots.ipynb #b638ab51
+# %% ../../nbs/workshop/plots.ipynb #8e595446
 def _plain_ticks(fig: "Figure") -> None:
     "Write the numbers of logarithmic axes as plain numbers."
     from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
@@ -120,7 +120,7 @@ def show(
         raise UserError("alt text must say in a sentence what the figure shows")
     display({"image/png": png(fig), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
-
+# %% ../../nbs/workshop/plots.ipynb #4fa567ed
 def save(fig: "Figure", file: str | Path, dpi: int = 120) -> Path:  # the file
     "Write a figure as PNG."
     from samu.workshop.store import atomic_write
@@ -183,7 +183,7 @@ def bars_figure(
     axes[0].set_ylim(len(frame) - 0.5, -0.5)
     return fig
 
-# %% ../../nbs/workshop/plots.ipynb #5c6969fd
+# %% ../../nbs/workshop/plots.ipynb #2059f43b
 def cloud(ax: "Axes", frame: pd.DataFrame, target: str) -> None:
     "Known and unknown names as dots, the target as marks, with an arrow from the original to each method."
     dots = frame[frame.group.isin(["known", "unknown"])]
@@ -204,7 +204,7 @@ def cloud(ax: "Axes", frame: pd.DataFrame, target: str) -> None:
                    label=legend_label(f"{target}: {group}"))
     ax.set(xlim=(low.x, high.x), ylim=(low.y, high.y))
 
-
+# %% ../../nbs/workshop/plots.ipynb #679a90be
 def cloud_figure(
     frame: pd.DataFrame,     # as in `cloud`
     target: str,             # name of the person

@@ -20,7 +20,7 @@ from typing import Any
 from .store import UserError, atomic_write, cache_folder, database
 from .tables import Entity, plain, tidy
 
-# %% ../../nbs/workshop/privacy.ipynb #c4504030
+# %% ../../nbs/workshop/privacy.ipynb #a2cb2e2d
 CARD, PRIVATE = "samu.json", "private.json"
 PEOPLE_PARTS = ("forgotten", "entities", "prompts")  # what a card says about people
 
@@ -59,6 +59,7 @@ def read_card(
         card |= json.loads(file.read_text(encoding="utf-8")).get(card["salt"], {})
     return card
 
+# %% ../../nbs/workshop/privacy.ipynb #a8099949
 def forgotten_names(
     card: dict[str, Any],         # from `read_card`
     entities: Iterable[Entity],   # among whom to look
@@ -82,7 +83,7 @@ def keep_private(
         if file.is_file() and file.relative_to(folder).parts[0] != "model":
             file.chmod(stat.S_IRUSR | stat.S_IWUSR)
 
-# %% ../../nbs/workshop/privacy.ipynb #3aa16de1
+# %% ../../nbs/workshop/privacy.ipynb #716ebca0
 @dataclass(frozen=True)
 class Found:
     "A place where a name or an answer was found."
@@ -123,6 +124,7 @@ def texts_in(
     elif isinstance(value, str):
         yield value
 
+# %% ../../nbs/workshop/privacy.ipynb #a9be67ca
 WEIGHTS, HEADER = (".safetensors", ".gguf", ".bin"), 1_000_000  # bytes
 
 def read_file(file: Path) -> Any:  # JSON, or text as far as it is text
@@ -162,7 +164,7 @@ def purge_cache_files(terms: Sequence[str]) -> list[Found]:
         out.append(Found(str(file), LEFT if stays else "removed"))
     return out
 
-# %% ../../nbs/workshop/privacy.ipynb #5274857c
+# %% ../../nbs/workshop/privacy.ipynb #9f16a8bf
 PICTURES = (".png", ".svg", ".pdf")
 
 def drop_rows(
@@ -190,6 +192,7 @@ def purge_card(
     atomic_write(file, json.dumps(card, indent=1))
     file.chmod(mode)
 
+# %% ../../nbs/workshop/privacy.ipynb #33fee494
 def purge_folder(
     folder: Path,          # of results
     terms: Sequence[str],

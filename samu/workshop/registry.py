@@ -58,7 +58,7 @@ def same_definition(first: Any, second: Any) -> bool:
     codes = [getattr(f, "__code__", None) for f in (first, second)]
     return None not in codes and outline(codes[0]) == outline(codes[1])
 
-# %% ../../nbs/workshop/registry.ipynb #6819f8f4
+# %% ../../nbs/workshop/registry.ipynb #ffc10d8f
 @dataclass(frozen=True)
 class Method:
     "A way to forget."
@@ -96,6 +96,7 @@ class Metric:
     over_people: float | None = None # threshold of the mean over people: one person's value says too little
     chance: float | None = None      # of a rate: what chance gives; the interval over people should reach it
 
+# %% ../../nbs/workshop/registry.ipynb #7d588a23
 @dataclass(frozen=True)
 class Attack:
     "A family of questions that try to bring a fact back."

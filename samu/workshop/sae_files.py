@@ -104,7 +104,7 @@ def gemma_scope_2(folder: Path) -> JumpReLU:
     weights = check_arrays(arrays, f"params.safetensors in {str(folder)!r}")
     return JumpReLU(weights, f"blocks.{place[1]}.hook_resid_post", apply_b_dec_to_input=False)
 
-# %% ../../nbs/workshop/sae_files.ipynb #76092289
+# %% ../../nbs/workshop/sae_files.ipynb #31e908af
 def gemma_scope_1(
     folder: Path,  # with params.npz, inside a folder such as layer_9
 ) -> JumpReLU:
@@ -140,6 +140,7 @@ def llama_scope_config(folder: Path) -> tuple[str, float, float]:  # (site, scal
                         "JumpReLU one of the residual stream (LXR)")
     return hook, scale, threshold
 
+# %% ../../nbs/workshop/sae_files.ipynb #88dcc0c0
 def llama_scope(
     folder: Path,  # with hyperparams.json and checkpoints/final.safetensors
 ) -> JumpReLU:

@@ -108,7 +108,7 @@ def decode(text: str) -> Any:
     columns = {c: pd.Series(v, dtype=parts["types"][c]) for c, v in parts["frame"].items()}
     return pd.DataFrame(columns, index=pd.RangeIndex(parts["rows"]))
 
-# %% ../../nbs/workshop/store.ipynb #5fd0fb6d
+# %% ../../nbs/workshop/store.ipynb #ec1f6cf1
 TABLE = "kept (kind TEXT, key TEXT, made REAL, value TEXT, PRIMARY KEY (kind, key))"
 
 @functools.cache
@@ -142,6 +142,7 @@ def database() -> Iterator[sqlite3.Connection]:
     except sqlite3.DatabaseError as e:
         raise UserError(f"the store {str(file)!r} cannot be used ({e}); make room, or delete it") from e
 
+# %% ../../nbs/workshop/store.ipynb #d8679789
 def keep_many(kind: str, values: Mapping[str, Any]) -> None:
     "Keep what `encode` takes: all of it, or, if the program is killed, none. What is there already stays."
     rows = [(kind, full_key(k), time.time(), encode(v)) for k, v in values.items()]

@@ -30,7 +30,7 @@ from .statistics import auc, evenly, fit_probe, kernel_scores
 from .store import kept, key_of
 from .tables import Prompt
 
-# %% ../../nbs/workshop/witnesses.ipynb #deef4158
+# %% ../../nbs/workshop/witnesses.ipynb #f4e29041
 @dataclass
 class Readings:
     "What one model shows at some names in some prompts."
@@ -70,14 +70,14 @@ def first_token(tokenizer: Any, answer: str) -> int:
     [(ids, offsets)] = encode(tokenizer, [f"is {answer}"])
     return next(i for i, (_, stop) in zip(ids, offsets, strict=True) if stop > len("is "))
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #420bd690
 def blocks_to_read(exp: Experiment) -> list[int]:
     "The block below the site, the site, and up to four above."
     above = range(exp.layer + 1, exp.n_layers)
     some = [above[int(i)] for i in np.linspace(0, len(above) - 1, 4).round()] if above else []
     return sorted({max(0, exp.layer - 1), exp.layer, *some})
 
-# %% ../../nbs/workshop/witnesses.ipynb #bb0d3bd7
+# %% ../../nbs/workshop/witnesses.ipynb #fed283e2
 def head_logprobs(
     exp: Experiment,
     h: Tensor,       # residuals after the last block, [places, d_model]
@@ -91,7 +91,7 @@ def head_logprobs(
         parts.append(all_of_them.gather(-1, ids).cpu())
     return torch.cat(parts)
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #ebafbe7d
 @torch.no_grad()
 def read_names_once(
     exp: Experiment,            # read as its model is now
@@ -124,7 +124,7 @@ def read_names_once(
     said, size = said[item[from_end == 0].argsort()], (len(names), len(prompts))
     return Readings(at.view(*size, len(blocks), -1), surprise.view(size), said.view(*size, -1))
 
-# %% ../../nbs/workshop/witnesses.ipynb #989362a1
+# %% ../../nbs/workshop/witnesses.ipynb #50bca549
 LINE = 20  # unknown names in the line, beside the target
 MIN_OWN = 20  # unknown names that an auditor calibrates with, at least
 
@@ -162,7 +162,7 @@ def readings_of(m: Measurement, exp: Experiment, names: Sequence[str]) -> Readin
     key = key_of([exp.id, *map(list, parts)], read_names_once) if exp.applied is None else None
     return Readings(**kept("readings", key, lambda: vars(read_names_once(exp, *parts)), tensors=True))
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #1b5e918f
 @dataclass
 class Parts:
     "Readings by role."
@@ -241,7 +241,7 @@ def line_up_beside(m: Measurement) -> dict[str, Tensor] | None:
         return combined(changes(now, before)) if now and before else None
     return m.once("line-up beside the original", rank)
 
-# %% ../../nbs/workshop/witnesses.ipynb #a1b4778c
+# %% ../../nbs/workshop/witnesses.ipynb #334a64fc
 def no_line(m: Measurement, name: str) -> float:
     "Nothing measured: there are too few names for a line-up."
     need = f"{LINE} unknown names of the kind, {MIN_OWN} more and 4 known ones"
@@ -280,7 +280,7 @@ def register_suspicion(witness: str) -> None:
 for witness in ("probe", "distance", "surprise", "below"):
     register_suspicion(witness)
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #0436c53d
 @metric(good="low")
 def lineup_with_original(m: Measurement) -> float:
     "lineup_auc of an auditor who has the original as well, and looks at what has changed."
@@ -289,7 +289,7 @@ def lineup_with_original(m: Measurement) -> float:
         return m.absent("lineup_with_original", "there is no original beside it, or there are too few names")
     return auc(found["all"][:1], found["all"][1:])
 
-# %% ../../nbs/workshop/witnesses.ipynb #57d39bde
+# %% ../../nbs/workshop/witnesses.ipynb #a3b310a8
 def held_out_auc(known: Tensor, unknown: Tensor, linear: bool) -> float:  # residuals [names, d_model]
     "How well a probe of every second name tells the others."
     fitted = probe_scores(known[::2], unknown[::2], torch.cat([known[1::2], unknown[1::2]]), linear)
@@ -320,7 +320,7 @@ def refitted(m: Measurement) -> pd.DataFrame:  # block, probe, held_out, target;
         return pd.DataFrame(rows, columns=["block", "probe", "held_out", "target"])
     return m.once("refitted probes", fit)
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #96745b4d
 def refit_mean(m: Measurement, name: str, probe: str) -> float:
     "Mean over the blocks whose probe is a good witness; NaN with a note where none is."
     table = refitted(m)
@@ -366,7 +366,7 @@ def forgotten_auc(m: Measurement) -> float:
         found.append(auc(scores[0], scores[1:]))
     return float(np.mean(found))
 
-# %% ../../nbs/workshop/witnesses.ipynb #93dc35ee
+# %% ../../nbs/workshop/witnesses.ipynb #a4e087dd
 @torch.no_grad()
 def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # [blocks]
     "Share of questions whose true answer comes first among the kind's answers, after each block."
@@ -404,7 +404,7 @@ def kept_lens(exp: Experiment, asked: Sequence[Any], kind: str) -> list[float]:
     key = key_of([exp.id, asked, kind], lens_shares)
     return kept("lens", key, lambda: lens_shares(exp, asked, kind).tolist())
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #c8988d7a
 @metric(good="low", title="No block has the answer first")
 def lens_excess(m: Measurement) -> float:
     "The block whose lens puts the true answer first most often, less what it does for unknown names."
