@@ -13,14 +13,14 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-# %% ../../nbs/workshop/registry.ipynb #dbc8cd04
+# %% ../../nbs/workshop/registry.ipynb #4b26b3dc
 class UserError(ValueError):
     "Bad input: the message says in one sentence what is wrong and what to do. Never used for bugs."
 
-def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
-    "What a message about a name that is not there ends with; `otherwise`: where none of the names is alike."
+def nearest(name: str, names: Iterable[str]) -> str:
+    "What a message about a name that is not there ends with."
     near = difflib.get_close_matches(name, found := list(names), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else otherwise or f"choose from {', '.join(found)}"
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(found)}"
 
 # %% ../../nbs/workshop/registry.ipynb #7024b3bd
 class Registry(dict[str, T]):
