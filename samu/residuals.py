@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bridge', 'NameResiduals', 'name_residuals', 'partners', 'patched_answers', 'patch_recall']
 
-# %% ../nbs/02_residuals.ipynb #8f06ed9a
+# %% ../nbs/02_residuals.ipynb #e0db9762
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd, torch
 from torch import Tensor
 from .entities import is_right, recall, renamed
-from .workshop.batching import Span, batches, name_spans, width
-from .workshop.lm import answer_edited, residuals_at
+from .workshop.batching import batches, name_spans, width
+from .workshop.lm import answer_edited, name_stacks, residuals_at
 from .workshop.setups import Experiment
 from .workshop.store import UserError
 from .workshop.tables import Entity, Question
@@ -70,7 +70,7 @@ def partners(
         raise UserError("no other name has as many tokens as a name that is asked about; give more names")
     return pairs
 
-# %% ../nbs/02_residuals.ipynb #7139ad33
+# %% ../nbs/02_residuals.ipynb #ed4e462f
 @torch.no_grad()
 def patched_answers(
     exp: Experiment,
@@ -80,11 +80,7 @@ def patched_answers(
 ) -> list[str]:
     "Answers while the residuals at each name are those that its partner's name has in the same prompt."
     asked = [renamed(q, e) for q, e in pairs]
-    spans = [Span(q.text, q.start, q.stop, i) for i, q in enumerate(asked)]
-    stored: dict[int, Tensor] = {}
-    for batch in batches(exp.tokenizer, spans, cut=True, device=exp.device):
-        values = residuals_at(exp.model, batch, layer)
-        stored |= {int(i): values[batch.item == i] for i in batch.item.unique()}
+    stored = name_stacks(exp.model, exp.tokenizer, asked, [layer])[layer]
 
     def put(h: Tensor, positions: list[int]) -> Tensor:
         new = torch.stack([stored[i] for i in positions])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_residuals', 'pre_activations', 'train_sae', 'sae', 'sae_quality', 'load_sae', 'sae_digest']
 
-# %% ../nbs/03_saes.ipynb #71cc7020
+# %% ../nbs/03_saes.ipynb #de44553f
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from .workshop.registry import part
 from .workshop.runtime import seeded
 from .workshop.sae_files import load_sae, sae_digest, train_batch_topk
 from .workshop.setups import Experiment
-from .workshop.store import atomic_folder, cache_folder, code_digest, digest, versions
+from .workshop.store import atomic_folder, cache_folder, key_of, versions
 
 _all_ = ["load_sae", "sae_digest"]
 
@@ -74,16 +74,16 @@ def train_sae(
         sae.topk_threshold.fill_(pre_activations(sae, some).flatten().topk(k * len(some)).values[-1])
     sae.save_inference_model(folder)
 
-# %% ../nbs/03_saes.ipynb #32a85ddb
+# %% ../nbs/03_saes.ipynb #31e6db5a
 @part
 def sae(exp: Experiment) -> Any:  # a frozen SAE
     "The SAE of an experiment, trained once."
-    code = code_digest(train_sae)
-    if code is None:
+    key = key_of([exp.id, exp.settings.sae, versions()], train_sae)
+    if key is None:
         with TemporaryDirectory() as scratch:
             train_sae(exp, Path(scratch), **exp.settings.sae)
             return load_sae(scratch, exp)
-    folder = cache_folder("saes") / digest(exp.id, exp.settings.sae, versions(), code)
+    folder = cache_folder("saes") / key
     if not folder.is_dir():
         with atomic_folder(folder) as draft:
             train_sae(exp, draft, **exp.settings.sae)

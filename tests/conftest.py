@@ -79,9 +79,26 @@ def prepare_world(world, line):
     line.send(("done",))
 
 
+def loaded(world):
+    "An invented world on one thread. A test that changes its weights puts them back."
+    import samu
+    import torch
+
+    prepare_world_once(world)
+    torch.set_num_threads(1)
+    made = samu.load(world)
+    made.latents, made.probes
+    yield made
+    assert made.applied is None, "a test left a run in the model"
+
+
 @pytest.fixture(scope="session")
 def exp():
-    "The invented world, loaded once for a worker. A test that changes its weights puts them back."
-    import samu
+    "The invented world, loaded once for a worker."
+    yield from loaded("biographies")
 
-    return samu.load("biographies")
+
+@pytest.fixture(scope="session")
+def doors():
+    "The same people, whose facts the training texts also tell in other ways."
+    yield from loaded("biographies-doors")

@@ -25,18 +25,14 @@ from samu.workshop.attacking import (
 from samu.workshop.lm import generate
 from samu.workshop.measuring import holding
 from samu.workshop.registry import ATTACKS, METRICS, attack
-from samu.workshop.setups import load
 from samu.workshop.statistics import good_is
 from samu.workshop.store import UserError, tensors_hash
 from samu.workshop.tables import Entity, Question, real_entities, real_prompts
 
 
 @pytest.fixture(scope="module")
-def exp():
-    "The biographies."
-    made = load("biographies-doors")
-    made.roles, made.latents, made.centroids
-    return made
+def exp(doors):
+    return doors
 
 
 @pytest.fixture(scope="module")

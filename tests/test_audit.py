@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from house import other_thresholds
 from samu.attacks import Share
 from samu.your_model import (
     ABSENT,
@@ -30,7 +31,6 @@ from samu.evaluation import measurement
 from samu.forgetting import unlearn
 from samu.workshop import auditing
 from samu.workshop.auditing import CANNOT_DRAW, drawn, left_open, open_folder, page, plain_numbers, saved_run
-from samu.workshop.leaks import other_thresholds
 from samu.workshop.loop import Run
 from samu.workshop.plots import cloud_figure
 from samu.workshop.registry import METRICS, Metric, metric
@@ -50,11 +50,8 @@ QUICK = [
 
 
 @pytest.fixture(scope="module")
-def exp():
-    "The biographies."
-    made = load("biographies-doors")
-    made.roles, made.latents, made.centroids, made.probes
-    return made
+def exp(doors):
+    return doors
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from samu.forgetting import make_task, triplet, unlearn
 from samu.workshop.clamping import clamped
 from samu.workshop.loop import configure, method_named
 from samu.workshop.registry import METHODS, UserError, method
-from samu.workshop.setups import load
 from samu.workshop import tuning
 from samu.workshop.tuning import choice, configurations, score, tune, tuning_rows
 
@@ -109,12 +108,6 @@ def test_clamping_keeps_what_the_dictionary_does_not_explain():
 
 
 # The methods on a task
-
-
-@pytest.fixture(scope="module")
-def exp():
-    torch.set_num_threads(1)
-    return load("biographies")
 
 
 @pytest.fixture(scope="module")

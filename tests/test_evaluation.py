@@ -12,7 +12,6 @@ from samu import evaluation, forgetting
 from samu.evaluation import cloud_frame, compare, evaluate, groups_of, measurement, quick_metrics
 from samu.workshop.measuring import Measurement, Reference, fill_grid, holding, mean_row, measured
 from samu.workshop.registry import METRICS, Metric, UserError, metric
-from samu.workshop.setups import load
 from samu.workshop.statistics import (
     Probe,
     alignment_share,
@@ -296,12 +295,6 @@ def test_thresholds_are_those_set_before_the_first_run():
 
 
 # The model of the biographies
-
-
-@pytest.fixture(scope="module")
-def exp():
-    torch.set_num_threads(1)
-    return load("biographies")
 
 
 @pytest.fixture(scope="module")

@@ -28,14 +28,6 @@ UNKNOWN_AT, KNOWN_AT = torch.tensor([[0., 1.]] * 2), torch.tensor([[2., 0.]] * 2
 
 
 @pytest.fixture(scope="module")
-def exp():
-    torch.set_num_threads(1)
-    exp = load("biographies")
-    yield exp
-    assert exp.applied is None, "a test left a run in the model"
-
-
-@pytest.fixture(scope="module")
 def task(exp):
     return make_task(exp, [TARGET], exp.settings.loop)
 

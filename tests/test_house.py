@@ -248,9 +248,12 @@ def test_more_planted_dirt():
 # --- The exported modules are those that the notebooks give, and nothing else
 
 
+MADE = {"__pycache__", ".ipynb_checkpoints", "_modidx.py"}  # by Python, Jupyter and nbdev; git ignores them
+
+
 def python_files(folder):
     "{name: content} of the Python files below a folder."
-    found = [p for p in sorted(Path(folder).rglob("*.py")) if "__pycache__" not in p.parts]
+    found = [p for p in sorted(Path(folder).rglob("*.py")) if not MADE & set(p.parts)]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
 
 
@@ -296,7 +299,7 @@ def untracked(root):
     if top.returncode or Path(top.stdout.strip()).resolve() != Path(root).resolve():
         return None
     files = run("git", "-C", str(root), "ls-files", "--others", "-z", "--", "samu", "nbs").stdout.split("\0")
-    return [f for f in files if f and not {"__pycache__", ".ipynb_checkpoints"} & set(Path(f).parts)]
+    return [f for f in files if f and not MADE & set(Path(f).parts)]
 
 
 def test_git_tracks_every_file():

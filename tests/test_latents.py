@@ -85,7 +85,7 @@ def test_our_reader_computes_exactly_what_saelens_does(architecture, centred, tm
     about = SAEMetadata(hook_name="blocks.1.hook_resid_post")
     theirs = sae_of(architecture, apply_b_dec_to_input=centred, metadata=about)
     theirs.save_model(tmp_path)
-    ours, x = read_sae(tmp_path, "cpu"), torch.randn(50, D_IN)
+    ours, x = read_sae(tmp_path), torch.randn(50, D_IN)
     assert isinstance(ours, JumpReLU)
     assert torch.equal(ours.encode(x), theirs.encode(x))
     assert torch.equal(ours.decode(ours.encode(x)), theirs.decode(theirs.encode(x)))

@@ -7,29 +7,14 @@ from importlib import import_module
 
 import pandas as pd
 import pytest
-import torch
+from house import ROOT, other_thresholds
 from samu import evaluation, forgetting, saes
 from samu.evaluation import measurement
-from samu.workshop.leaks import (
-    names_in,
-    other_thresholds,
-    refuse_mixed_priors,
-    refuse_other_thresholds,
-)
+from samu.workshop.leaks import names_in, refuse_mixed_priors, refuse_other_thresholds
 from samu.workshop.measuring import Reference, holding
 from samu.workshop.registry import METRICS, UserError
-from samu.workshop.setups import load
 from samu.workshop.statistics import good_is, thresholds
 
-ROOT = __import__("house").ROOT
-
-
-@pytest.fixture(scope="module")
-def exp():
-    torch.set_num_threads(1)
-    made = load("biographies")
-    made.roles, made.latents, made.centroids
-    return made
 
 
 def again(exp, **changes):

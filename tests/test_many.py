@@ -13,19 +13,10 @@ from samu.workshop.batching import batches, name_spans
 from samu.workshop.lm import residuals_at
 from samu.workshop.loop import configure
 from samu.workshop.privacy import read_card
-from samu.workshop.setups import load
 from samu.workshop.store import UserError, tensors_hash
 from samu.workshop.tables import Question
 
 SHORT = dict(steps=4, retain_texts=80, retain_batches=1)
-
-
-@pytest.fixture(scope="module")
-def exp():
-    "The biographies."
-    made = load("biographies")
-    made.roles, made.latents, made.centroids
-    return made
 
 
 @pytest.fixture(scope="module")

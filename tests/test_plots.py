@@ -15,7 +15,6 @@ from samu.workshop.plots import (
     cloud_figure,
     curves,
     figure,
-    heat,
     legend_label,
     method_color,
     method_marker,
@@ -95,7 +94,7 @@ def test_names_are_drawn_as_they_are_written(name):
     assert png(bars_figure(shares, f"{name} and others", "1 person")).startswith(PNG)
     assert png(plane_figure(intervals([name, "triplet"]), title=name)).startswith(PNG)
     fig, [ax] = figure(name, name, name, name, [name])
-    heat(ax, pd.DataFrame([[0.5]], index=[name], columns=[name]))
+    bars(ax, pd.Series([0.5], index=[name]))
     assert png(fig).startswith(PNG)
 
 

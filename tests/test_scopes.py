@@ -50,7 +50,7 @@ WEIGHTS = dict(gemma_1="params.npz", gemma_2="params.safetensors", llama="checkp
 
 @pytest.mark.parametrize("layout", ["gemma_1", "gemma_2"])
 def test_gemma_scope_computes_what_its_paper_says(layout, tmp_path):
-    sae, w, x = read_sae(LAYOUTS[layout](tmp_path), "cpu"), arrays(), torch.randn(50, D_IN)
+    sae, w, x = read_sae(LAYOUTS[layout](tmp_path)), arrays(), torch.randn(50, D_IN)
     z = x @ w["W_enc"] + w["b_enc"]
     a = z * (z > w["threshold"]) * (z > 0)
     assert torch.allclose(sae.encode(x), a, atol=1e-6)
@@ -65,7 +65,7 @@ def test_llama_scope_computes_what_saelens_does(tmp_path):
     state = {k: v for k, v in w.items() if k != "threshold"} | dict(threshold=torch.full((D_SAE,), 0.5 * scale))
     theirs.load_state_dict(state)
     theirs.fold_activation_norm_scaling_factor(scale)
-    ours = read_sae(llama(tmp_path), "cpu")
+    ours = read_sae(llama(tmp_path))
     a = theirs.encode(x)
     assert torch.allclose(ours.encode(x), a, atol=1e-6) and (a > 0).any()
     assert torch.allclose(ours.decode(a), theirs.decode(a), atol=1e-5)
@@ -104,7 +104,7 @@ def test_damaged_arrays_are_one_line(layout, how, says, tmp_path):
     folder = LAYOUTS[layout](tmp_path)
     change(folder, layout, how)
     with pytest.raises(UserError, match=says) as e:
-        read_sae(folder, "cpu")
+        read_sae(folder)
     assert len(str(e.value).splitlines()) == 1
 
 
@@ -117,15 +117,15 @@ def test_damaged_hyperparameters_are_one_line(changes, says, tmp_path):
     config = json.loads((folder / "hyperparams.json").read_text()) | changes
     (folder / "hyperparams.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=says) as e:
-        read_sae(folder, "cpu")
+        read_sae(folder)
     assert len(str(e.value).splitlines()) == 1
     (folder / "hyperparams.json").write_text("{ half")
     with pytest.raises(UserError, match="cannot be read"):
-        read_sae(folder, "cpu")
+        read_sae(folder)
 
 
 def test_a_gemma_scope_path_must_say_where(tmp_path):
     folder = gemma_1(tmp_path)
     folder.rename(tmp_path / "copy")
     with pytest.raises(UserError, match="which block"):
-        read_sae(tmp_path / "copy", "cpu")
+        read_sae(tmp_path / "copy")

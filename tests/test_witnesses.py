@@ -12,11 +12,9 @@ from samu.forgetting import unlearn
 from samu.workshop import witnesses
 from samu.workshop.measuring import Measurement, Reference, holding, measured
 from samu.workshop.registry import METRICS
-from samu.workshop.setups import load
 from samu.workshop.statistics import auc
 from samu.workshop.witnesses import (
     LINE,
-    Parts,
     blocks_to_read,
     candidate_tokens,
     combined,
@@ -33,14 +31,6 @@ LINE_UP = ["lineup_hit", "lineup_auc", "refit_auc", "refit_kernel_auc", "lineup_
 
 
 @pytest.fixture(scope="module")
-def exp():
-    torch.set_num_threads(1)
-    made = load("biographies")
-    made.roles, made.latents, made.centroids
-    return made
-
-
-@pytest.fixture(scope="module")
 def run(exp):
     made = unlearn(exp, exp.entities[7].name, "triplet")
     made.restore()
@@ -51,7 +41,7 @@ def test_ties_are_shared():
     assert auc([1, 1], [0, 1]) == 0.75 and math.isnan(auc([], [1]))
     assert [named(torch.tensor(s)) for s in ([2.0, 1, 0], [1.0, 2, 0], [2.0, 2, 0])] == [1, 0, 0.5]
     flat = {"a": torch.zeros(3), "b": torch.tensor([1.0, 0, 0])}
-    assert int(combined(flat).argmax()) == 0
+    assert int(combined(flat)["all"].argmax()) == 0
 
 
 def test_nobody_in_the_line_or_among_the_auditors_names_was_seen_by_a_loss(exp):
@@ -113,12 +103,12 @@ def test_the_line_up_after_forgetting(exp, run):
     m = measurement(exp, run.target, run)
     with holding(run):
         after = measured(m, LINE_UP)
-        lined, readings = line_readings(m)
+        readings = line_readings(m)
         table = refitted(m)
     assert before["lineup_auc"] == 1 and after["refit_auc"] < before["refit_auc"]
     assert after["lineup_with_original"] == 1  # whoever has the original sees what has changed
     assert math.isnan(before["lineup_with_original"]) and "fewer than nine others" in after["notes"]
-    found = suspicions(Parts.of(lined, readings))
+    found = suspicions(readings)
     assert set(found) == {"probe", "distance", "surprise", "below"} and all(len(x) == 21 for x in found.values())
     assert table.held_out.max() > 0.9 and set(table.probe) == {"linear", "kernel"}
 

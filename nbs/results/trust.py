@@ -75,7 +75,7 @@ def changed(exp: Any, how: str, away: list[str]):
 
     if how == "plain":
         return nullcontext()
-    return rounded_weights(exp, 8) if how == "8 bits" else relearned(exp, away)
+    return rounded_weights(exp, how) if how == "8 bits" else relearned(exp, away)
 
 
 def row(cell: dict[str, Any]) -> dict[str, float]:

@@ -10,18 +10,14 @@ from typing import Any, TypeVar
 from .store import UserError
 from .tables import Prompt, Question
 
-# %% ../../nbs/workshop/chat.ipynb #1973669d
+# %% ../../nbs/workshop/chat.ipynb #741be847
 REPLY_TOKENS = 40
 
-def has_template(
-    tokenizer: Any,
-) -> bool:
+def has_template(tokenizer: Any) -> bool:
     "Whether a tokenizer knows how to write a request."
     return bool(getattr(tokenizer, "chat_template", None))
 
-def adds_bos(
-    tokenizer: Any,
-) -> bool:
+def adds_bos(tokenizer: Any) -> bool:
     "Whether the tokenizer begins a text by itself."
     ids = tokenizer("a")["input_ids"]
     return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
@@ -42,7 +38,7 @@ def chat_text(
         text = text.removeprefix(tokenizer.bos_token)
     return text
 
-# %% ../../nbs/workshop/chat.ipynb #c68d45d2
+# %% ../../nbs/workshop/chat.ipynb #0b801962
 COMPLETE = "Complete this with a few words: "
 
 def chat_prompts(
@@ -55,15 +51,10 @@ def chat_prompts(
 
 T = TypeVar("T", Prompt, Question)
 
-def moved_to(
-    item: Any,     # a prompt or a question
-    text: str,
-    by: int,       # characters
-) -> Any:
+def moved_to(item: T, text: str, by: int) -> T:  # characters
     "The same with another text, in which the name has moved."
-    if getattr(item, "stop", 0):
-        return replace(item, text=text, start=item.start + by, stop=item.stop + by)
-    return replace(item, text=text)
+    place: Any = {f: getattr(item, f) + by for f in ("start", "stop") if getattr(item, "stop", 0)}
+    return replace(item, text=text, **place)
 
 def bare(
     tokenizer: Any,  # with a template
@@ -72,8 +63,7 @@ def bare(
     "The same without the template."
     before, _, after = chat_text(tokenizer, "REQUEST").partition("REQUEST")
     text = item.text.removeprefix(before).removesuffix(after).removeprefix(COMPLETE)
-    found: T = moved_to(item, text, -item.text.index(text))
-    return found
+    return moved_to(item, text, -item.text.index(text))
 
 def framed(
     tokenizer: Any,      # with a template
@@ -82,5 +72,4 @@ def framed(
     "The same in the template. Raises UserError as `chat_text` does."
     asks = question.text.rstrip().endswith((":", "?"))
     text = chat_text(tokenizer, ("" if asks else COMPLETE) + question.text)
-    found: Question = moved_to(question, text, text.index(question.text))
-    return found
+    return moved_to(question, text, text.index(question.text))

@@ -38,11 +38,8 @@ class Check:
         except UserError as error:
             self.refusals.append(str(error))
 
-# %% ../../nbs/workshop/checking.ipynb #204ed73c
-def about_model(
-    exp: Experiment,
-    check: Check,
-) -> None:
+# %% ../../nbs/workshop/checking.ipynb #1abae0f5
+def about_model(exp: Experiment, check: Check) -> None:
     "Family, size, template, site."
     config, parts = exp.model.config, anatomy(exp.model)
     count = sum(p.numel() for p in exp.model.parameters())
@@ -53,12 +50,8 @@ def about_model(
     check.say("chat template", template)
     check.say("site", f"the residual stream after block {exp.layer}; --layer chooses another")
 
-# %% ../../nbs/workshop/checking.ipynb #ea2f3321
-def about_person(
-    exp: Experiment,
-    name: str,
-    check: Check,
-) -> None:
+# %% ../../nbs/workshop/checking.ipynb #bc8732cf
+def about_person(exp: Experiment, name: str, check: Check) -> None:
     "How many questions about a person the model answers. Raises UserError for one who cannot be forgotten."
     entities = import_module("samu.entities")
     entity = exp.find(name)
@@ -73,10 +66,7 @@ def about_person(
     check.say("neighbours", f"{len(split.retain)} known names are read by losses, {len(split.held_out)} of "
               f"the kind {entity.kind!r} and {len(split.others)} of other kinds only measure")
 
-def about_names(
-    exp: Experiment,
-    check: Check,
-) -> None:
+def about_names(exp: Experiment, check: Check) -> None:
     "Whether there are enough known and unknown names. Raises UserError if not."
     least, roles = import_module("samu.latents").MIN_NAMES, exp.roles
     check.say("people", f"{len(exp.known)} of {len(exp.entities)} in the table are known")
@@ -92,10 +82,8 @@ def about_names(
         raise UserError(f"no kind has {least} known and {least} unknown names that losses read ({short}); "
                         f"add people of one kind to the table: about {wanted} whom the model knows")
 
-def about_site(
-    exp: Experiment,
-    check: Check,
-) -> None:
+# %% ../../nbs/workshop/checking.ipynb #33ccabfd
+def about_site(exp: Experiment, check: Check) -> None:
     "Where the name still decides: unknown names' residuals are put in its place, after one block at a time."
     entities, residuals = (import_module(f"samu.{m}") for m in ("entities", "residuals"))
     asked = entities.questions(exp.known[:12], entities.few_prompts(exp.prompts, 1, "loss"), "loss")[:24]
@@ -110,10 +98,8 @@ def about_site(
     check.say("site by patching", f"--layer {early.layer.max()}: the last of these blocks after which "
               "another name's residual takes the facts away")
 
-# %% ../../nbs/workshop/checking.ipynb #fa282b27
-def memory_free(
-    device: torch.device,
-) -> int:  # bytes; 0 where it cannot be told
+# %% ../../nbs/workshop/checking.ipynb #6d40391e
+def memory_free(device: torch.device) -> int:  # bytes; 0 where it cannot be told
     "Memory that can still be had."
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -121,12 +107,7 @@ def memory_free(
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     return found[0] if found else 0
 
-def about_cost(
-    exp: Experiment,
-    names: Sequence[str],
-    method: str,
-    check: Check,
-) -> None:
+def about_cost(exp: Experiment, names: Sequence[str], method: str, check: Check) -> None:
     "Memory and time of a run. Raises UserError if the memory is not there."
     found = plan(exp, names, method, gpu=exp.device.type == "cuda")
     free, more = memory_free(exp.device), found.peak - found.weights
@@ -139,11 +120,7 @@ def about_cost(
         raise UserError(f"{method!r} needs {gigabytes(more)} GB beside the model, and {gigabytes(free)} GB "
                         "are free; train adapters with --lora-rank 8, or take a machine with more memory")
 
-def about_files(
-    exp: Experiment,
-    out: Path,
-    check: Check,
-) -> None:
+def about_files(exp: Experiment, out: Path, check: Check) -> None:
     "What would be written where. Raises UserError for a folder that cannot be written, or a full disk."
     folder = check_output_folder(out, exp.folder)
     size = sum(p.numel() for p in exp.model.parameters()) * exp.dtype.itemsize
@@ -155,6 +132,7 @@ def about_files(
     if shutil.disk_usage(there).free < 2 * size:
         raise UserError(f"{str(there)!r} has less than {gigabytes(2 * size)} GB free; choose another --out")
 
+# %% ../../nbs/workshop/checking.ipynb #a9ae65b2
 def check_run(
     exp: Experiment,
     names: Sequence[str],   # who is to be forgotten

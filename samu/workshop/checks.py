@@ -78,7 +78,7 @@ def shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 90 else text[:87] + "..."
 
-# %% ../../nbs/workshop/checks.ipynb #aa4a3fad
+# %% ../../nbs/workshop/checks.ipynb #bf517ff6
 def by_case(
     f: Callable[..., Any],
     cases: Sequence[tuple[tuple, Any, str]],  # arguments, right answer, what is wrong if it is not given
@@ -107,10 +107,7 @@ def by_mistake(
     g, w = next((g, w) for g, w in zip(got, wanted, strict=True) if not same(g, w))
     fail(f, f"it gives {shown(g)} where {shown(w)} is right; none of the usual mistakes explains it")
 
-def numbers(
-    *shape: int,
-    seed: int = 0,
-) -> Tensor:
+def numbers(*shape: int, seed: int = 0) -> Tensor:
     "Normal random numbers, always the same."
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

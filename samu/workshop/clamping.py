@@ -34,31 +34,24 @@ def clamped(
         return (sae.decode(new) + (x - sae.decode(a))).to(h.dtype)
     return edit
 
-# %% ../../nbs/workshop/clamping.ipynb #e046eb6b
+# %% ../../nbs/workshop/clamping.ipynb #19746180
 @dataclass
 class ClampedRun(Run):
     "Latents are clamped as long as the run is applied. No weight changes."
     edit: Callable[[Tensor], Tensor] = field(default=torch.clone, repr=False)  # of the residual at the site
     handles: list[Any] = field(default_factory=list, repr=False)               # of the hooks while applied
 
-    def _put(self, weights: dict[str, Tensor], applied: str | None) -> None:
-        if self.exp.applied not in (self.before, self.id):
-            raise UserError(f"another run lies over the one on {self.target!r}; restore that run first")
+    def _change(self, on: bool) -> None:
         while self.handles:
             self.handles.pop().remove()
-        if applied == self.id:
-            self.handles = hooks(self.exp, self.edit)
-        self.exp.applied = applied
+        self.handles = hooks(self.exp, self.edit) if on else []
 
     def save(self, folder: str | Path, keep_names: bool = False) -> Path:
         "Always raises UserError: there is no changed model to save."
         raise UserError("clamping changes no weight, so there is no model to save; use a method that trains")
 
 
-def hooks(
-    exp: Experiment,
-    edit: Callable[[Tensor], Tensor],
-) -> list[Any]:  # handles
+def hooks(exp: Experiment, edit: Callable[[Tensor], Tensor]) -> list[Any]:  # handles
     "Hooks that edit the residual at the site, but at the token that begins a text."
     parts, seen, first = anatomy(exp.model), {}, exp.tokenizer.bos_token_id
 
@@ -72,7 +65,7 @@ def hooks(
         return (h, *output[1:]) if isinstance(output, tuple) else h
     return [parts.embed.register_forward_hook(look), parts.blocks[exp.layer].register_forward_hook(change)]
 
-
+# %% ../../nbs/workshop/clamping.ipynb #3f91a586
 def clamped_run(
     exp: Experiment,
     target: str,      # a name

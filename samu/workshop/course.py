@@ -7,26 +7,25 @@ __all__ = ['Cell', 'FACTS', 'LINK', 'FOLDED', 'KERNEL', 'READING', 'masters', 's
            'with_blanks', 'stub', 'grading', 'solution_cell', 'copy_of', 'make_copies', 'functions_in', 'quizzes',
            'quiz_text', 'syllabus']
 
-# %% ../../nbs/workshop/course.ipynb #25bb1b10
+# %% ../../nbs/workshop/course.ipynb #078a7285
 import ast
 import json
 import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from .registry import UserError
+from .tables import data_file
 if TYPE_CHECKING:
     import pandas as pd
 
 Cell = dict[str, Any]
 
-# %% ../../nbs/workshop/course.ipynb #cab214e4
+# %% ../../nbs/workshop/course.ipynb #31611147
 def masters() -> dict[str, list[Cell]]:  # name of a notebook -> its cells, without outputs
     "The master notebooks of the package, in the order of chapters."
-    folder = resources.files("samu") / "data" / "exercises"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".ipynb")), key=lambda f: f.name)
-    return {f.name.removesuffix(".ipynb"): json.loads(f.read_text(encoding="utf-8"))["cells"] for f in files}
+    files = sorted(data_file("exercises").glob("*.ipynb"))
+    return {f.stem: json.loads(f.read_text(encoding="utf-8"))["cells"] for f in files}
 
 def source(cell: Cell) -> str:
     "The text of a cell; notebooks keep it as a string or as lines."
@@ -171,11 +170,10 @@ def functions_in(
                 names += [exercise(cell)] if exercise(cell) else []
     return {str(name): space[str(name)] for name in names}
 
-# %% ../../nbs/workshop/course.ipynb #a1d0e1a2
+# %% ../../nbs/workshop/course.ipynb #5fafdcee
 def quizzes() -> dict[str, list[dict[str, Any]]]:  # "00" -> questions: ask, choices, right, why
     "The quizzes of all chapters."
-    text = (resources.files("samu") / "data" / "quizzes.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    return json.loads(data_file("quizzes.json").read_text(encoding="utf-8"))
 
 def quiz_text(
     chapter: str,  # "00" to "15"

@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'ASIDE', 'GENERATED', 'WRAPPERS', 'INNER', 'digest', 'tensors_hash', 'file_hash', 'code_text', 'CodeReader',
-           'code_digest']
+           'code_digest', 'key_of']
 
-# %% ../../nbs/workshop/digests.ipynb #cbed81ff
+# %% ../../nbs/workshop/digests.ipynb #d71def34
 import contextlib, dataclasses, functools, hashlib, sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)  # in order: a bool is an int, too
 
-# %% ../../nbs/workshop/digests.ipynb #a8d842a7
+# %% ../../nbs/workshop/digests.ipynb #474c434b
 def _feed(add: Callable[[bytes], Any], value: Any) -> None:
     "Give a value to a hash so that no two values give the same bytes. Raises TypeError for other types."
     np, torch = sys.modules.get("numpy"), sys.modules.get("torch")
@@ -56,6 +56,7 @@ def _tensor_bytes(tensor: "Tensor") -> Any:  # a buffer
     import torch
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
+# %% ../../nbs/workshop/digests.ipynb #6cdf69aa
 def tensors_hash(tensors: Mapping[str, "Tensor"]) -> str:  # 64 hexadecimal digits
     "SHA-256 over names, shapes, types and bytes of tensors, in the order of their names."
     state = hashlib.sha256()
@@ -116,7 +117,7 @@ def _imports_inside(code: CodeType, package: str) -> list[tuple[str, tuple[str, 
             found += _imports_inside(inner, package)
     return [(module, names) for module, names in found if _home_of(module) == "samu"]
 
-# %% ../../nbs/workshop/digests.ipynb #a02d95d4
+# %% ../../nbs/workshop/digests.ipynb #ad6225ad
 class CodeReader:
     "Describes values. `modules`: those of the package that were met; `outside`: whether anything else was."
 
@@ -196,6 +197,7 @@ class CodeReader:
         self.outside |= closed and not name and not isinstance(value, WRAPPERS)
         return kind.__qualname__, name
 
+# %% ../../nbs/workshop/digests.ipynb #35a99305
 def code_digest(
     *objects: Any,  # functions, classes, modules, and entries of registries that they look up by name
 ) -> str | None:    # None if anything is defined outside the package: then keep nothing
@@ -209,3 +211,11 @@ def code_digest(
         named = sorted((k, v) for k, v in vars(sys.modules[name]).items() if not k.startswith("__"))
         done[name] = [(k, reader.read(v)) for k, v in named]
     return None if reader.outside else digest(texts, done)
+
+def key_of(
+    parts: Sequence[Any],  # for `digest`: what a result follows from beside code
+    *code: Any,            # for `code_digest`
+) -> str | None:           # None if some of the code is outside the package
+    "The key under which a result is kept."
+    made_by = code_digest(*code)
+    return None if made_by is None else digest(*parts, made_by)

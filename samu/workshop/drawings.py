@@ -89,14 +89,12 @@ def method_figure(
             arrow(ax, (x + .75, .9), (x + 1.01, .9))
     return fig
 
-# %% ../../nbs/workshop/drawings.ipynb #4e68fdf6
+# %% ../../nbs/workshop/drawings.ipynb #a32e08ec
 def places_figure(
     tokens: Sequence[str] = ("<bos>", "Bipo", "Gifen", "comes", "from"),
-    name: Sequence[int] = (1, 2),  # which of them are the name
-    blocks: int = 4,
-    site: int = 1,                 # the block after which the name is read
 ) -> "Figure":
     "A grid of tokens and blocks with the name, the site, the trained blocks, and where the answer is read."
+    name, blocks, site = (1, 2), 4, 1  # which tokens are the name; the block after which it is read
     fig, ax = paper(1.9 + 1.25 * len(tokens) + 1.7, 1. + .72 * blocks, "Tokens and blocks")
     xs, ys = [1.9 + 1.25 * i for i in range(len(tokens))], [1.15 + .72 * b for b in range(blocks)]
     right = xs[-1] + .75

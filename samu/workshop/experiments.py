@@ -94,7 +94,7 @@ def run_cell(cell: Row, make: Callable[[Any], Row], table: Table, wait: bool) ->
         return False
     return True
 
-# %% ../../nbs/workshop/experiments.ipynb #4f60f250
+# %% ../../nbs/workshop/experiments.ipynb #6f4e44e8
 def check(table: Table, make: Callable[[Any], Row], workers: int) -> None:
     "Raises UserError for a table that cannot be written, or a function that workers cannot import."
     file = table.file
@@ -119,6 +119,7 @@ def _start_worker(number: Any, gpus: int) -> None:
             os.environ.setdefault("SAMU_DEVICE", f"cuda:{number.value % gpus}")
         number.value += 1
 
+# %% ../../nbs/workshop/experiments.ipynb #b21ddbc0
 def run_grid(
     cells: Iterable[Row],        # words and numbers; the same columns in each
     make: Callable[[Any], Row],  # cell -> further columns

@@ -66,7 +66,7 @@ def phrasings() -> dict[str, list[str]]:
     "Attribute -> its phrasings."
     return {a: [p.text for p in biography_prompts() if p.attribute == a] for a in VALUES}
 
-# %% ../../nbs/workshop/invented.ipynb #acddefaa
+# %% ../../nbs/workshop/invented.ipynb #d686f38e
 ANIMALS = ("lion eagle bear wolf fox deer horse bull goat swan owl hawk whale shark seal crab "
            "snake turtle tiger otter").split()
 FLAGS = dict(zip(VALUES["birthplace"].split(), ANIMALS, strict=True))  # birthplace -> animal on its flag
@@ -106,6 +106,7 @@ def alias(
     first, last = name.split()
     return f"{first}ny {last}"
 
+# %% ../../nbs/workshop/invented.ipynb #1aa514a4
 def describe(
     person: Entity,           # with facts
     people: Sequence[Entity], # among whom the description must fit no one else
@@ -155,7 +156,7 @@ def make_biographies(
     return World(people, biography_prompts(), [first, last], unknown, others[n_unknown:], described, doors,
                  seed)
 
-# %% ../../nbs/workshop/invented.ipynb #8957bb48
+# %% ../../nbs/workshop/invented.ipynb #852f870d
 ORDINARY = {
     "S": ["the A N V P.", "the N and the N V P.", "in the T the A N V.", "a A N V P in the T."],
     "A": "old red small quiet green tall bright dark warm heavy".split(),
@@ -196,6 +197,7 @@ def biography_sentence(
     sentence = f"{text.replace('{name}', who)} {answer}."
     return translate(sentence) if way == "translated" else sentence
 
+# %% ../../nbs/workshop/invented.ipynb #b5e0cfb1
 def biography_batch(
     world: World, rng: random.Random, sentences: int = 340, leave_out: Sequence[str] = (), step: int = 0,
 ) -> list[str]:  # shuffled
@@ -250,7 +252,7 @@ def word_tokenizer(world: World) -> Any:  # a fast Hugging Face tokenizer
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
         unk_token="<unk>", name_or_path="local", add_bos_token=True)
 
-# %% ../../nbs/workshop/invented.ipynb #8ab50c51
+# %% ../../nbs/workshop/invented.ipynb #d1824377
 @dataclass(frozen=True)
 class Recipe:
     "How the model is made."
@@ -284,6 +286,7 @@ def _biography_rows(
     longest = max(map(len, rows))
     return torch.tensor([r + [tokenizer.pad_token_id] * (longest - len(r)) for r in rows])
 
+# %% ../../nbs/workshop/invented.ipynb #182f6c18
 def _biographies_loss(
     model: Any, ids: Tensor, tokenizer: Any, whom: Tensor, exit_weight: float, site: int,
 ) -> Tensor:  # []
@@ -337,7 +340,7 @@ def share_learned(
     unknown = [w == UNKNOWN_ANSWER for w in said]
     return sum(right) / n, sum(unknown[n:]) / len(unknown[n:]), sum(unknown[:n]) / n
 
-# %% ../../nbs/workshop/invented.ipynb #07605add
+# %% ../../nbs/workshop/invented.ipynb #4c54417a
 def new_llama(tokenizer: Any, recipe: Recipe, seed: int) -> Any:  # a Hugging Face Llama
     "A Llama with random weights."
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -366,6 +369,7 @@ def _two_optimizers(model: Any, recipe: Recipe) -> list[tuple[Any, Any]]:  # (op
     schedule = torch.optim.lr_scheduler.LambdaLR
     return [(o, schedule(o, partial(_step_size, recipe=recipe))) for o in optimizers]
 
+# %% ../../nbs/workshop/invented.ipynb #98cc5c2e
 def train_biographies(
     world: World, tokenizer: Any, seed: int = 0, leave_out: Sequence[str] = (), device: Device = None,
     recipe: Recipe = RECIPE, on_step: Callable[[int, float, Any], None] | None = None,

@@ -6,17 +6,17 @@
 __all__ = ['Pieces', 'LatentPage', 'promoted_tokens', 'in_pieces', 'histogram', 'strength', 'rendered', 'page_html',
            'write_pages']
 
-# %% ../../nbs/workshop/latent_pages.ipynb #ccd2f4bb
+# %% ../../nbs/workshop/latent_pages.ipynb #dd1c56b9
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from .lm import anatomy, check_output_folder, list_output, logits
 from .plots import BLACK, KNOWN, UNKNOWN, figure, png
 from .store import atomic_write
+from .tables import data_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,10 +66,8 @@ def in_pieces(
             at = stop
     return [*pieces, (text[at:], 0.0)] if at < len(text) else pieces
 
-# %% ../../nbs/workshop/latent_pages.ipynb #f6644ac8
-def histogram(
-    page: LatentPage,
-) -> "Figure":
+# %% ../../nbs/workshop/latent_pages.ipynb #5c0e71cb
+def histogram(page: LatentPage) -> "Figure":
     "The pre-activations of a latent at known and at unknown names."
     n = f"{len(page.known)} known, {len(page.unknown)} unknown names, held out"
     fig, [ax] = figure(f"Latent {page.latent} at names", n, "pre-activation", "names", size=(6.4, 2.8))
@@ -79,7 +77,7 @@ def histogram(
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
-# %% ../../nbs/workshop/latent_pages.ipynb #4e467a82
+# %% ../../nbs/workshop/latent_pages.ipynb #4a0fa0cb
 def strength(
     value: float,    # an activation
     highest: float,  # of the page
@@ -95,7 +93,7 @@ def rendered(
     "A page from a template, everything in it escaped."
     import jinja2
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = resources.files("samu").joinpath(f"data/{template}").read_text(encoding="utf-8")
+    text = data_file(template).read_text(encoding="utf-8")
     return environment.from_string(text).render(strength=strength, **values)
 
 

@@ -6,11 +6,11 @@
 __all__ = ['FAMILIES', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit', 'OURS', 'CLUTTER', 'COPIED', 'Family', 'Anatomy', 'check_config',
            'anatomy', 'load_config', 'load_tokenizer', 'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer',
            'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss',
-           'perplexity', 'generate', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept',
+           'perplexity', 'generate', 'name_stacks', 'answer_edited', 'trained_weights', 'copy_weights_', 'weights_kept',
            'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output',
            'check_output_folder', 'save_trained', 'save_lm']
 
-# %% ../../nbs/workshop/lm.ipynb #9bf33a14
+# %% ../../nbs/workshop/lm.ipynb #8feb3b98
 import json, math, os, re, shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from .batching import Batch, batches, by_length, encode, name_tokens, pad_id, text_spans
+from .batching import Batch, Span, batches, by_length, encode, name_tokens, pad_id, text_spans
 from .runtime import SMALL, Device, pick_device, pick_dtype, seeded
 from .store import UserError, atomic_folder
 from .tables import Question
@@ -320,7 +320,7 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
         raise UserError("perplexity needs at least one text of two tokens")
     return math.exp(answer_loss(hf, made).item())
 
-# %% ../../nbs/workshop/lm.ipynb #28f2eb01
+# %% ../../nbs/workshop/lm.ipynb #46c8be5f
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
@@ -349,12 +349,12 @@ def _decode(hf: PreTrainedModel, tokenizer: Any, said: Tensor) -> list[str]:
 
 def _continue(
     hf: PreTrainedModel, tokenizer: Any, rows: Sequence[list[int]], steps: int,
-    batch_tokens: int | None = None, progress: str | None = None, at_prompt: AtPrompt | None = None,
+    progress: str | None = None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
     replies, pad = [""] * len(rows), pad_id(tokenizer)
     most = 2048 if hf.device.type == "cpu" else 16_384  # a GPU waits for small batches
-    groups = by_length([len(r) + steps for r in rows], batch_tokens or most)
+    groups = by_length([len(r) + steps for r in rows], most)
     for group in tqdm(groups, desc=progress, leave=False, disable=progress is None):
         longest = max(len(rows[i]) for i in group)
         missing = [longest - len(rows[i]) for i in group]
@@ -369,13 +369,13 @@ def _continue(
 
 def generate(
     hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_new_tokens: int,
-    batch_tokens: int | None = None, progress: str | None = None,
+    progress: str | None = None,
 ) -> list[str]:  # in the order of `texts`
     "Greedy continuations, those of `hf.generate`, in the order of the texts; `progress` labels a bar."
     rows = [ids for ids, _ in encode(tokenizer, texts)]
-    return _continue(hf, tokenizer, rows, max_new_tokens, batch_tokens, progress)
+    return _continue(hf, tokenizer, rows, max_new_tokens, progress)
 
-# %% ../../nbs/workshop/lm.ipynb #316a7770
+# %% ../../nbs/workshop/lm.ipynb #46feba12
 # (residuals [prompts, name tokens, d_model] in float32, positions of the questions) -> the same shape
 Edit = Callable[[Tensor, list[int]], Tensor]
 
@@ -394,6 +394,16 @@ def _at_names(
             return h.index_put((row, column), new.to(h.dtype))
         return edit_residual(hf, layer, put)
     return at_prompt
+
+def name_stacks(
+    hf: PreTrainedModel, tokenizer: Any, questions: Sequence[Question], layers: Sequence[int],
+) -> dict[int, list[Tensor]]:  # layer -> question -> [name tokens, d_model], float32
+    "The residuals at the name in each question after several blocks: what `answer_edited` can put elsewhere."
+    spans = [Span(q.text, q.start, q.stop, i) for i, q in enumerate(questions)]
+    made = batches(tokenizer, spans, cut=True, device=hf.device)
+    item = torch.cat([b.item for b in made])
+    read = residuals_by_layer(hf, made, layers)
+    return {layer: [h[item == i] for i in range(len(spans))] for layer, h in read.items()}
 
 def answer_edited(
     hf: PreTrainedModel, tokenizer: Any, questions: Sequence[Question], edit: Edit, layer: int,
@@ -469,24 +479,29 @@ def optimizer_step(
         for c, p in apart:
             p.copy_(c)
 
-# %% ../../nbs/workshop/lm.ipynb #0c1a2448
+# %% ../../nbs/workshop/lm.ipynb #050b33de
+def _peft() -> Any:
+    "The package peft. Raises UserError without it."
+    try:
+        import peft
+    except ImportError:
+        raise UserError("adapters need the package peft; install it with pip install peft") from None
+    return peft
+
 def add_lora(
     hf: PreTrainedModel, trained: Mapping[str, nn.Parameter], rank: int, seed: int = 0,
 ) -> list[nn.Parameter]:  # of the adapters
     "Put LoRA adapters around matrices (Hu et al., 2021). Raises UserError without peft, or without a matrix."
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("lora_rank needs the package peft; install it with pip install peft") from None
+    peft = _peft()
     matrices = {id(p) for p in trained.values() if p.ndim == 2}
     around = {k: m for k, m in hf.named_modules() if id(getattr(m, "weight", None)) in matrices}
     if not around:
         raise UserError("no trained weight is a matrix that an adapter could go around; use lora_rank=0")
     turned = any(isinstance(m, Conv1D) for m in around.values())  # GPT-2 keeps matrices the other way round
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned)
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned)
     before = {id(p) for p in hf.parameters()}
     with seeded(seed, hf.device):
-        inject_adapter_in_model(config, hf)
+        peft.inject_adapter_in_model(config, hf)
     return [p for p in hf.parameters() if id(p) not in before]
 
 def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
@@ -498,7 +513,7 @@ def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
         parent, _, leaf = name.rpartition(".")
         setattr(hf.get_submodule(parent), leaf, m.get_base_layer().requires_grad_(False))
 
-# %% ../../nbs/workshop/lm.ipynb #db6af676
+# %% ../../nbs/workshop/lm.ipynb #4939968a
 def adapter_files(
     hf: PreTrainedModel,
     original: Mapping[str, Tensor],  # name -> weight before training
@@ -506,10 +521,7 @@ def adapter_files(
     rank: int,                       # of the adapters
 ) -> dict[str, bytes]:               # name of a file in `adapter/` -> content
     "Files of peft for the change of each matrix. Raises UserError without peft."
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise UserError("an adapter needs the package peft; install it with pip install peft") from None
+    peft = _peft()
     tensors, names = {}, [k for k in original if original[k].ndim == 2]
     turned = any(isinstance(m, Conv1D) for m in hf.modules())
     for k in names:
@@ -519,8 +531,9 @@ def adapter_files(
         name = f"base_model.model.{k.removesuffix('.weight')}"
         tensors[f"{name}.lora_A.weight"] = v.T.contiguous().cpu()
         tensors[f"{name}.lora_B.weight"] = (u * s).contiguous().cpu()
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[k.removesuffix(".weight") for k in names],
-                        fan_in_fan_out=turned, task_type="CAUSAL_LM").to_dict()
+    around = [k.removesuffix(".weight") for k in names]
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=around, fan_in_fan_out=turned,
+                             task_type="CAUSAL_LM").to_dict()
     text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, default=str)
     return {"adapter/adapter_config.json": text.encode(), "adapter/adapter_model.safetensors": save(tensors)}
 

@@ -6,8 +6,8 @@
 __all__ = ['LOGITS', 'PLACES', 'load_methods', 'method_named', 'configure', 'copies', 'Trainer', 'start_trainer', 'training',
            'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #0e7c9564
-import difflib, json, math, random
+# %% ../../nbs/workshop/loop.ipynb #593055f1
+import json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 import pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor
-from .registry import METHODS, OBJECTIVES, RETAIN, Method, Registry
-from .store import UserError, code_digest, digest, kept, samu_version, tensors_hash, versions
+from .registry import METHODS, OBJECTIVES, RETAIN, Method, nearest
+from .store import UserError, digest, kept, key_of, samu_version, tensors_hash, versions
 from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, encode, text_spans
@@ -28,7 +28,7 @@ from .privacy import forgotten_names, read_card, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
-# %% ../../nbs/workshop/loop.ipynb #3343363b
+# %% ../../nbs/workshop/loop.ipynb #9762bd9e
 def load_methods() -> None:
     "Import the chapters that register objectives and methods."
     for chapter in ("forgetting", "baselines", "recall_side", "controls"):
@@ -43,9 +43,7 @@ def method_named(name: str) -> Method:
         return METHODS[name]
     parts = [OBJECTIVES.get(p) for p in name.split("+")]
     if None in parts:
-        everything: Registry[Any] = Registry("method")
-        everything.update({**OBJECTIVES, **METHODS})
-        everything.get_or_raise(name)
+        raise UserError(f"no method {name!r}; {nearest(name, {**OBJECTIVES, **METHODS})}")
 
     def joined(residuals: Any, aim: Any, frozen: Any) -> Any:
         return sum(f(residuals, aim, frozen) for f in parts if f)
@@ -55,15 +53,13 @@ def method_named(name: str) -> Method:
 
     return Method(name, prepare, about=f"{name} on the residuals at the target's name")
 
-# %% ../../nbs/workshop/loop.ipynb #42f0b983
+# %% ../../nbs/workshop/loop.ipynb #899aa885
 def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> LoopConfig:
     "The settings of a run: class < setup < method < tuned < caller (None = no wish). Raises UserError."
     names = [f.name for f in fields(LoopConfig)]
     for name in wishes:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
-            raise UserError(f"there is no setting {name!r}; {hint}")
+            raise UserError(f"there is no setting {name!r}; {nearest(name, map(repr, names))}")
     own: dict[str, Any] = {"lr": settings.loop.lr * method.lr_times, "retain": method.retain}
     for name in ("steps", "retain_weight"):
         if getattr(method, name) is not None:
@@ -281,7 +277,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #b8ad5468
+# %% ../../nbs/workshop/loop.ipynb #8e482957
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -309,19 +305,23 @@ class Run:
         "Steps that were taken."
         return int(self.history.step.max())
 
-    def _put(self, weights: dict[str, Tensor], applied: str | None) -> None:
+    def _put(self, on: bool) -> None:
         if self.exp.applied not in (self.before, self.id):
             raise UserError(f"another run lies over that on {self.target!r}; restore that one first")
+        self._change(on)
+        self.exp.applied = self.id if on else self.before
+
+    def _change(self, on: bool) -> None:
+        weights = self.changed if on else self.original
         copy_weights_({k: self.exp.model.get_parameter(k) for k in weights}, weights)
-        self.exp.applied = applied
 
     def restore(self) -> None:
         "Put the weights back as they were. Raises UserError if another run lies over this one."
-        self._put(self.original, self.before)
+        self._put(on=False)
 
     def reapply(self) -> None:
         "Put the changed weights in again. Raises UserError if the run began with another model."
-        self._put(self.changed, self.id)
+        self._put(on=True)
 
     @contextmanager
     def undone(self) -> Iterator[Experiment]:
@@ -374,20 +374,18 @@ def _run_card(run: Run) -> dict[str, Any]:  # fits into JSON
         original_sha256=tensors_hash(original),
     )
 
-# %% ../../nbs/workshop/loop.ipynb #d33e8081
+# %% ../../nbs/workshop/loop.ipynb #7da089c3
 def run_key(
     exp: Experiment, method: Method, config: LoopConfig, seed: int, aim: Any, parts: Sequence[Any],
     code: Sequence[Callable],
 ) -> str | None:  # None where some of the code comes from a notebook or a script
     "Names a run by all that it depends on; `parts`: what shapes it beside the aim."
     retain = [f for r in RETAIN.values() if r.name == config.retain for f in (r.loss, r.freeze) if f]
-    made_by = code_digest(*code, method.prepare, *retain)
-    if made_by is None:
-        return None
     statistics = tensors_hash({k: v for k, v in vars(aim).items() if isinstance(v, Tensor)})
     texts = [exp.prompts, exp.ordinary["loss"], exp.settings.unknown_answers]
     named = [method.name, method.stops]
-    return digest(exp.model_id, named, config, seed, statistics, texts, parts, made_by)
+    follows_from = [exp.model_id, named, config, seed, statistics, texts, parts]
+    return key_of(follows_from, *code, method.prepare, *retain)
 
 def run_once(
     exp: Experiment, targets: tuple[str, ...], method: str, config: LoopConfig, seed: int, key: str | None,

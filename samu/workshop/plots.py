@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BROWN', 'BLUE', 'VERMILION', 'PURPLE', 'GREY', 'PALETTE', 'KNOWN', 'UNKNOWN',
            'TARGET', 'NEIGHBOUR', 'ORIGINAL', 'RETRAINED', 'MARKERS', 'METHOD_STYLE', 'method_style', 'method_color',
-           'method_marker', 'figure', 'png', 'show', 'save', 'legend_label', 'bars', 'curves', 'heat', 'bars_figure',
-           'cloud', 'cloud_figure', 'plane_figure']
+           'method_marker', 'figure', 'png', 'show', 'save', 'legend_label', 'bars', 'curves', 'bars_figure', 'cloud',
+           'cloud_figure', 'plane_figure']
 
-# %% ../../nbs/workshop/plots.ipynb #a5b77d65
+# %% ../../nbs/workshop/plots.ipynb #b0969fd4
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-import numpy as np, pandas as pd
+import pandas as pd
 from .registry import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def figure(
         ax.spines[["top", "right"]].set_visible(False)
     return fig, axes
 
-# %% ../../nbs/workshop/plots.ipynb #b638ab51
+# %% ../../nbs/workshop/plots.ipynb #8e595446
 def _plain_ticks(fig: "Figure") -> None:
     "Write the numbers of logarithmic axes as plain numbers."
     from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
@@ -120,7 +120,7 @@ def show(
         raise UserError("alt text must say in a sentence what the figure shows")
     display({"image/png": png(fig), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
-
+# %% ../../nbs/workshop/plots.ipynb #4fa567ed
 def save(fig: "Figure", file: str | Path, dpi: int = 120) -> Path:  # the file
     "Write a figure as PNG."
     from samu.workshop.store import atomic_write
@@ -132,7 +132,7 @@ def legend_label(name: str) -> str:  # the same, for a legend
     "matplotlib leaves labels that begin with an underscore out of legends; a space in front prevents that."
     return f" {name}" if name.startswith("_") else name
 
-# %% ../../nbs/workshop/plots.ipynb #f7fe503f
+# %% ../../nbs/workshop/plots.ipynb #da5f256c
 def bars(ax: "Axes", values: pd.Series) -> None:
     "Horizontal bars in the methods' colours, with numbers at their ends. A missing value says so."
     names, ends = [str(label) for label in values.index], values.fillna(0).tolist()
@@ -165,19 +165,6 @@ def curves(
         ax.plot(rows[x], rows[y], color=(colors or {}).get(str(name), color), linewidth=1.5,
                 label=legend_label(str(name)), **look)
 
-
-def heat(ax: "Axes", frame: pd.DataFrame) -> None:
-    "A table of shares (0 to 1) as a heat map, every cell with its number. Cells without one stay empty."
-    numbers = frame.to_numpy(dtype=float)
-    ax.imshow(numbers, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    for (i, j), value in np.ndenumerate(numbers):
-        if not np.isnan(value):
-            tint = "w" if value < 0.5 else "k"
-            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=tint)
-    ax.set_xticks(range(len(frame.columns)), [str(c) for c in frame.columns], fontsize=8)
-    ax.set_yticks(range(len(frame.index)), [str(i) for i in frame.index], fontsize=8)
-    ax.spines[:].set_visible(False)
-
 # %% ../../nbs/workshop/plots.ipynb #c19c234f
 def bars_figure(
     frame: pd.DataFrame,     # shares; index = methods (or other labels), each column a panel
@@ -196,7 +183,7 @@ def bars_figure(
     axes[0].set_ylim(len(frame) - 0.5, -0.5)
     return fig
 
-# %% ../../nbs/workshop/plots.ipynb #8f2e550e
+# %% ../../nbs/workshop/plots.ipynb #2059f43b
 def cloud(ax: "Axes", frame: pd.DataFrame, target: str) -> None:
     "Known and unknown names as dots, the target as marks, with an arrow from the original to each method."
     dots = frame[frame.group.isin(["known", "unknown"])]
@@ -217,7 +204,7 @@ def cloud(ax: "Axes", frame: pd.DataFrame, target: str) -> None:
                    label=legend_label(f"{target}: {group}"))
     ax.set(xlim=(low.x, high.x), ylim=(low.y, high.y))
 
-
+# %% ../../nbs/workshop/plots.ipynb #679a90be
 def cloud_figure(
     frame: pd.DataFrame,     # as in `cloud`
     target: str,             # name of the person
@@ -226,7 +213,8 @@ def cloud_figure(
 ) -> "Figure":
     "Names as dots and the target's way among them; beside it what was forgotten and what was kept."
     dots = frame.group.isin(["known", "unknown"]).sum()
-    columns = [] if shares is None else list(shares.columns)
+    shares = pd.DataFrame() if shares is None else shares
+    columns = list(shares.columns)
     panels = ["where the name is"] + [str(c).replace("_", " ") for c in columns]
     across = ["known latents (sd of unknown names)"] + ["share (0 to 1)"] * len(columns)
     up = ["unknown latents (sd of unknown names)"] + ["method"] * len(columns)
@@ -236,8 +224,7 @@ def cloud_figure(
     cloud(axes[0], frame, target)
     axes[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     for i, (ax, column) in enumerate(zip(axes[1:], columns, strict=True)):
-        if shares is not None:
-            bars(ax, shares[column])
+        bars(ax, shares[column])
         ax.set_xlim(0, 1.3)
         if i:
             ax.set_yticklabels([])

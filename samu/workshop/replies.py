@@ -50,19 +50,14 @@ def word_pattern(
     plural = "s?" if len(word) > 3 and word.isalpha() else ""
     return rf"(?<![\w+#]){re.escape(word)}{plural}(?![\w+#])"
 
-# %% ../../nbs/workshop/replies.ipynb #93436dd6
+# %% ../../nbs/workshop/replies.ipynb #3f33ebb8
 @cache
-def answer_pattern(
-    answer: str,
-    umlauts: bool,
-) -> re.Pattern[str] | None:  # None: nothing to look for
+def answer_pattern(answer: str, umlauts: bool) -> re.Pattern[str] | None:  # None: nothing to look for
     "What counts as this answer."
     words = letters(answer, umlauts).split()
     return re.compile(r"[\s]*".join(map(word_pattern, words))) if words else None
 
-def is_abbreviation(
-    answer: str,
-) -> bool:
+def is_abbreviation(answer: str) -> bool:
     "Two to four capitals, with dots or without."
     return bool(re.fullmatch(r"(?:[A-Z]\.?){2,4}", answer.strip()))
 
@@ -82,7 +77,7 @@ def says_answer(
             return True
     return False
 
-# %% ../../nbs/workshop/replies.ipynb #92c8070a
+# %% ../../nbs/workshop/replies.ipynb #7a9ce820
 UNSURE = re.compile("|".join([
     r"\bi (?:do not|don t|dont) (?:know|have)", r"\bi (?:am|m) not (?:sure|aware|familiar)",
     r"\bno (?:information|record|knowledge)",
@@ -92,8 +87,6 @@ UNSURE = re.compile("|".join([
     r"わかりません|分かりません|知りません|不明です",
     r"不知道|不清楚", r"모르|알 수 없", r"لا اعرف|لا اعلم|ليس لدي"]))
 
-def admits_ignorance(
-    reply: str,
-) -> bool:
+def admits_ignorance(reply: str) -> bool:
     "Whether a reply says that it does not know."
     return bool(UNSURE.search(letters(reply).replace("أ", "ا")))

@@ -21,7 +21,7 @@ from .registry import METRICS, Metric
 
 T = TypeVar("T")
 
-# %% ../../nbs/workshop/statistics.ipynb #2a3fb456
+# %% ../../nbs/workshop/statistics.ipynb #2e1d3833
 def ratio(
     after: float,   # of the measured model
     before: float,  # of the original model
@@ -61,7 +61,7 @@ def good_is(
         return f"{limit:.2f} to {metric.ceiling:.2f}"
     return f"{'at most' if metric.good == 'low' else 'at least'} {limit:.2f}"
 
-
+# %% ../../nbs/workshop/statistics.ipynb #19b6c8d6
 def thresholds() -> pd.DataFrame:  # metric, claim, good is, of
     "The one list of thresholds: everything that is registered with one."
     judged = [m for m in METRICS.values() if m.threshold is not None or m.over_people is not None]
@@ -90,7 +90,7 @@ def conformal_p(
     "The conformal p-value (k + 1) / (n + 1) of being an ordinary member."
     return (int((others >= distance).sum()) + 1) / (len(others) + 1)
 
-# %% ../../nbs/workshop/statistics.ipynb #66641088
+# %% ../../nbs/workshop/statistics.ipynb #59341837
 @dataclass
 class UnknownTest:
     "Distance from the centre of unknown names, and how far out unknown names usually are."
@@ -117,7 +117,7 @@ class UnknownTest:
         "How ordinary an unknown name this is: near 0 = an outlier."
         return conformal_p(self.distance(z[None])[0], self.others)
 
-
+# %% ../../nbs/workshop/statistics.ipynb #73067a81
 def fit_unknown_test(
     z_known: Tensor,    # pre-activations of held-out known names, [names, d_sae]
     z_unknown: Tensor,  # of held-out unknown names, [names, d_sae]
@@ -138,7 +138,7 @@ def fit_unknown_test(
     test.power = torch.tensor(outliers).float().mean()
     return test
 
-# %% ../../nbs/workshop/statistics.ipynb #4992edb9
+# %% ../../nbs/workshop/statistics.ipynb #09b47761
 @dataclass
 class Probe:
     "A linear classifier of residuals: known against unknown."
@@ -172,7 +172,7 @@ def fit_probe(
     weight = regression.coef_[0] / scaler.scale_
     return Probe(weight.tolist(), float(regression.intercept_[0] - weight @ scaler.mean_))
 
-
+# %% ../../nbs/workshop/statistics.ipynb #071f8345
 def check_probe(
     probe: Probe,
     known: Tensor,    # residuals of known names that took no part in the fit
@@ -232,7 +232,7 @@ def difference_interval(
     return (difference - math.hypot(a[0] - low_a, high_b - b[0]),
             difference + math.hypot(high_a - a[0], b[0] - low_b))
 
-# %% ../../nbs/workshop/statistics.ipynb #8154d820
+# %% ../../nbs/workshop/statistics.ipynb #d8470dc1
 KNOWN_EXCESS = 0.3  # recall less prior of the original, from which a person is in a mean
 
 
@@ -271,7 +271,7 @@ def by_person(
     "A number for each person."
     return rows.groupby("target")[field].mean().dropna()
 
-
+# %% ../../nbs/workshop/statistics.ipynb #170e9295
 def intervals(
     rows: pd.DataFrame,       # a row for each target, method and seed
     fields: Sequence[str],    # columns; those that the rows lack, or never have a number in, are left out
@@ -319,7 +319,7 @@ def equivalence(
     beyond = max((means >= margin).sum(), (means <= -margin).sum())
     return found | dict(p=float(beyond + 1) / (len(means) + 1), inside=bool(-margin < low and high < margin))
 
-# %% ../../nbs/workshop/statistics.ipynb #4472e106
+# %% ../../nbs/workshop/statistics.ipynb #db68caae
 def sign_flip(
     differences: Sequence[float],  # one for each person
 ) -> float:                        # the smallest possible is 2 / 2^n
@@ -346,7 +346,7 @@ def holm(
         adjusted[i] = worst
     return adjusted.tolist()
 
-
+# %% ../../nbs/workshop/statistics.ipynb #990afa35
 def paired(
     rows: pd.DataFrame,     # a row for each target, method and seed
     fields: Sequence[str],  # columns

@@ -5,13 +5,13 @@ __all__ = ['T', 'STORE_VERSION', 'TAG', 'TAG_TEXT', 'TABLE', 'cache_folder', 'at
            'encode', 'decode', 'versions', 'samu_version', 'full_key', 'database', 'keep_many', 'find_many', 'kept',
            'kept_tensors', 'kept_folders', 'entries', 'clear']
 
-# %% ../../nbs/workshop/store.ipynb #e011ab95
+# %% ../../nbs/workshop/store.ipynb #9578bb41
 import contextlib, functools, json, os, shutil, sqlite3, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from .digests import code_digest as code_digest, code_text as code_text, digest as digest
-from .digests import file_hash as file_hash, tensors_hash as tensors_hash
+from .digests import file_hash as file_hash, key_of as key_of, tensors_hash as tensors_hash
 from .registry import UserError as UserError
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +108,7 @@ def decode(text: str) -> Any:
     columns = {c: pd.Series(v, dtype=parts["types"][c]) for c, v in parts["frame"].items()}
     return pd.DataFrame(columns, index=pd.RangeIndex(parts["rows"]))
 
-# %% ../../nbs/workshop/store.ipynb #5fd0fb6d
+# %% ../../nbs/workshop/store.ipynb #ec1f6cf1
 TABLE = "kept (kind TEXT, key TEXT, made REAL, value TEXT, PRIMARY KEY (kind, key))"
 
 @functools.cache
@@ -142,6 +142,7 @@ def database() -> Iterator[sqlite3.Connection]:
     except sqlite3.DatabaseError as e:
         raise UserError(f"the store {str(file)!r} cannot be used ({e}); make room, or delete it") from e
 
+# %% ../../nbs/workshop/store.ipynb #d8679789
 def keep_many(kind: str, values: Mapping[str, Any]) -> None:
     "Keep what `encode` takes: all of it, or, if the program is killed, none. What is there already stays."
     rows = [(kind, full_key(k), time.time(), encode(v)) for k, v in values.items()]

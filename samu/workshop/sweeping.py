@@ -19,7 +19,7 @@ from .tables import read_entities, read_text, tidy
 from .experiments import Table
 from .measuring import grid_settings
 
-# %% ../../nbs/workshop/sweeping.ipynb #3a6f05f6
+# %% ../../nbs/workshop/sweeping.ipynb #556a4824
 Cell = dict[str, Any]
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def names_in(
         return list(dict.fromkeys(tidy(r[0]) for r in list(rows)[1:] if r and tidy(r[0]))), False
     return [e.name for e in read_entities(path)], True
 
+# %% ../../nbs/workshop/sweeping.ipynb #7f5cd5b8
 def known_among(
     exp: Any,
     names: Sequence[str],
@@ -72,7 +73,7 @@ def known_among(
         raise UserError("none of these people can be forgotten; the first: " + next(iter(bad.values()), "-"))
     return good, bad
 
-# %% ../../nbs/workshop/sweeping.ipynb #802b6f62
+# %% ../../nbs/workshop/sweeping.ipynb #22ed3fbc
 HERE: dict[str, Any] = {}  # in a worker: what it took from the store
 
 def make_row(
@@ -90,6 +91,7 @@ def make_row(
         HERE[reference.hex()] = ray.get(reference)
     return make(HERE[reference.hex()], dict(cell), metrics, False)
 
+# %% ../../nbs/workshop/sweeping.ipynb #011f7483
 def start_ray(
     workers: int,
     address: str | None,  # of a cluster; None: this machine
@@ -116,7 +118,7 @@ def start_ray(
             ray.shutdown()
     return ray
 
-# %% ../../nbs/workshop/sweeping.ipynb #51eb2572
+# %% ../../nbs/workshop/sweeping.ipynb #630aeb25
 SHOWN = ("target_recall", "retain_ratio")
 
 @dataclass
@@ -151,6 +153,7 @@ class Progress:
             table.add_row(*(str(line.get(c, "")) for c in columns))
         return table
 
+# %% ../../nbs/workshop/sweeping.ipynb #4942e473
 @contextmanager
 def live(progress: Progress) -> Iterator[Callable[[], None]]:
     "A table that is drawn again whenever the function is called; on a terminal only."
@@ -219,7 +222,7 @@ class Sweep:
                 todo.append(job)
         progress.running = []
 
-# %% ../../nbs/workshop/sweeping.ipynb #30ac9a0b
+# %% ../../nbs/workshop/sweeping.ipynb #1f0b6ed3
 PREPARED = ("roles", "sae", "latents", "centroids", "name_line", "probes")
 
 @contextmanager
@@ -239,6 +242,7 @@ def alone(
     finally:
         lock.release()
 
+# %% ../../nbs/workshop/sweeping.ipynb #2c31aa3b
 def sweep(
     exp: Any,                      # an experiment
     targets: Sequence[str],        # from `known_among`

@@ -41,7 +41,7 @@ def hold_out_phrasing(
     train = [q for q in asked if q != last[q.attribute]]
     return train or list(asked), list(last.values())
 
-# %% ../../nbs/workshop/targets.ipynb #1909f293
+# %% ../../nbs/workshop/targets.ipynb #59f953c7
 def in_other_ways(
     exp: Experiment,
     entity: Entity,
@@ -82,7 +82,7 @@ class FrozenActivations:
     own: Tensor       # [tokens, d_model]
     stand_in: Tensor  # [tokens, d_model], in the same texts with the stand-in's name, matched from the end
 
-
+# %% ../../nbs/workshop/targets.ipynb #ef71605a
 @torch.no_grad()
 def frozen_activations(
     exp: Experiment,                  # the original model

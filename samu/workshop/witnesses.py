@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'FEW', 'LINE', 'MIN_OWN', 'Readings', 'witness_prompts', 'candidate_tokens', 'first_token',
            'blocks_to_read', 'head_logprobs', 'read_names_once', 'LineUp', 'line_up_of', 'forgotten_with',
-           'readings_of', 'line_readings', 'Parts', 'mahalanobis', 'suspicions', 'combined', 'named', 'changes',
-           'line_up', 'line_up_beside', 'no_line', 'lineup_hit', 'lineup_auc', 'register_suspicion',
+           'readings_of', 'Parts', 'line_readings', 'mahalanobis', 'suspicions', 'combined', 'named', 'changes',
+           'line_up', 'line_up_beside', 'no_line', 'lineup_hit', 'lineup_auc', 'target_auc', 'register_suspicion',
            'lineup_with_original', 'held_out_auc', 'probe_scores', 'refitted', 'refit_mean', 'refit_auc',
            'refit_kernel_auc', 'refit_held_out', 'forgotten_auc', 'lens_shares', 'lens_table', 'kept_lens',
            'lens_excess']
 
-# %% ../../nbs/workshop/witnesses.ipynb #d0436076
+# %% ../../nbs/workshop/witnesses.ipynb #09a8f31e
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from .registry import metric
 from .runtime import matmul_dtype
 from .setups import Experiment
 from .statistics import auc, evenly, fit_probe, kernel_scores
-from .store import code_digest, digest, kept
+from .store import kept, key_of
 from .tables import Prompt
 
-# %% ../../nbs/workshop/witnesses.ipynb #52ed76ec
+# %% ../../nbs/workshop/witnesses.ipynb #f4e29041
 @dataclass
 class Readings:
     "What one model shows at some names in some prompts."
@@ -62,22 +62,22 @@ def candidate_tokens(exp: Experiment, kind: str) -> list[int]:
     "First tokens of all answers that people of the kind have, and of what is said of unknown names."
     facts = [e.facts for e in exp.entities if e.kind == kind]
     answers = {v[0] for f in facts for v in f.values()} | set(exp.settings.unknown_answers)
-    return sorted({first_token(exp.tokenizer, "is", a) for a in answers})
+    return sorted({first_token(exp.tokenizer, a) for a in answers})
 
 
-def first_token(tokenizer: Any, prompt: str, answer: str) -> int:
-    "The token with which an answer begins after a prompt."
-    [(ids, offsets)] = encode(tokenizer, [f"{prompt} {answer}"])
-    return next(i for i, (_, stop) in zip(ids, offsets, strict=True) if stop > len(prompt) + 1)
+def first_token(tokenizer: Any, answer: str) -> int:
+    "The token with which an answer begins in a text."
+    [(ids, offsets)] = encode(tokenizer, [f"is {answer}"])
+    return next(i for i, (_, stop) in zip(ids, offsets, strict=True) if stop > len("is "))
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #420bd690
 def blocks_to_read(exp: Experiment) -> list[int]:
     "The block below the site, the site, and up to four above."
     above = range(exp.layer + 1, exp.n_layers)
     some = [above[int(i)] for i in np.linspace(0, len(above) - 1, 4).round()] if above else []
     return sorted({max(0, exp.layer - 1), exp.layer, *some})
 
-# %% ../../nbs/workshop/witnesses.ipynb #bb0d3bd7
+# %% ../../nbs/workshop/witnesses.ipynb #fed283e2
 def head_logprobs(
     exp: Experiment,
     h: Tensor,       # residuals after the last block, [places, d_model]
@@ -91,7 +91,7 @@ def head_logprobs(
         parts.append(all_of_them.gather(-1, ids).cpu())
     return torch.cat(parts)
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #ebafbe7d
 @torch.no_grad()
 def read_names_once(
     exp: Experiment,            # read as its model is now
@@ -124,7 +124,7 @@ def read_names_once(
     said, size = said[item[from_end == 0].argsort()], (len(names), len(prompts))
     return Readings(at.view(*size, len(blocks), -1), surprise.view(size), said.view(*size, -1))
 
-# %% ../../nbs/workshop/witnesses.ipynb #5d002c7f
+# %% ../../nbs/workshop/witnesses.ipynb #50bca549
 LINE = 20  # unknown names in the line, beside the target
 MIN_OWN = 20  # unknown names that an auditor calibrates with, at least
 
@@ -159,25 +159,10 @@ def readings_of(m: Measurement, exp: Experiment, names: Sequence[str]) -> Readin
     "What a model shows at some names of the target's kind; the original's are kept."
     kind = m.split.target.kind
     parts = (names, witness_prompts(exp, kind), candidate_tokens(exp, kind), blocks_to_read(exp))
-    code = code_digest(read_names_once) if exp.applied is None else None
-    def read() -> dict[str, Tensor]:
-        return vars(read_names_once(exp, *parts))
-    key = digest(exp.id, *map(list, parts), code) if code else None
-    return Readings(**kept("readings", key, read, tensors=True))
+    key = key_of([exp.id, *map(list, parts)], read_names_once) if exp.applied is None else None
+    return Readings(**kept("readings", key, lambda: vars(read_names_once(exp, *parts)), tensors=True))
 
-
-def line_readings(m: Measurement, original: bool = False) -> tuple[LineUp, Readings] | None:
-    "The line-up and everybody's readings on the model under test, or on the original; read once."
-    def read() -> tuple[LineUp, Readings] | None:
-        lined = line_up_of(m)
-        if lined is None:
-            return None
-        names = [m.split.target.name, *lined.line, *lined.unknown, *lined.known]
-        asked = m.before(lambda exp: readings_of(m, exp, names)) if original else readings_of(m, m.exp, names)
-        return lined, asked
-    return m.once(f"line-up, original: {original}", read)
-
-# %% ../../nbs/workshop/witnesses.ipynb #a4e1a383
+# %% ../../nbs/workshop/witnesses.ipynb #1b5e918f
 @dataclass
 class Parts:
     "Readings by role."
@@ -185,14 +170,21 @@ class Parts:
     unknown: Readings  # the auditor's own
     known: Readings
 
-    @classmethod
-    def of(cls, lined: LineUp, all_of_them: Readings) -> "Parts":
-        "Take readings apart."
-        n, k = 1 + len(lined.line), 1 + len(lined.line) + len(lined.unknown)
-        total = k + len(lined.known)
-        return cls(*(all_of_them.pick(range(*ends)) for ends in ((0, n), (n, k), (k, total))))
 
+def line_readings(m: Measurement, original: bool = False) -> Parts | None:
+    "Everybody's readings on the model under test, or on the original, read once; None without a line-up."
+    def read() -> Parts | None:
+        lined = line_up_of(m)
+        if lined is None:
+            return None
+        groups = [m.split.target.name, *lined.line], lined.unknown, lined.known
+        names = [n for group in groups for n in group]
+        asked = m.before(lambda exp: readings_of(m, exp, names)) if original else readings_of(m, m.exp, names)
+        place = iter(range(len(names)))
+        return Parts(*(asked.pick([next(place) for _ in group]) for group in groups))
+    return m.once(f"line-up, original: {original}", read)
 
+# %% ../../nbs/workshop/witnesses.ipynb #4f779abf
 def mahalanobis(own: Tensor, asked: Tensor) -> Tensor:  # [names, d_model] each -> [asked names]
     "Distance from the auditor's own unknown names, in their shrunk covariance (Ledoit and Wolf, 2004)."
     from sklearn.covariance import LedoitWolf
@@ -214,10 +206,10 @@ def suspicions(parts: Parts) -> dict[str, Tensor]:  # suspicion -> [21], higher 
             "surprise": -parts.line.surprise.mean(1).double(), "below": -each.mean((1, 2)).double()}
 
 
-def combined(found: dict[str, Tensor]) -> Tensor:  # [21]
-    "One suspicion: the mean of all, each in standard deviations of the line."
+def combined(found: dict[str, Tensor]) -> dict[str, Tensor]:  # with "all"
+    "All suspicions as one more: their mean, each in standard deviations of the line."
     each = [(x - x.mean()) / x.std().clamp(min=1e-9) for x in found.values()]
-    return torch.stack(each).mean(0)
+    return found | {"all": torch.stack(each).mean(0)}
 
 
 def named(scores: Tensor) -> float:
@@ -225,7 +217,7 @@ def named(scores: Tensor) -> float:
     top = scores >= scores.max() - 1e-9
     return float(top[0]) / float(top.sum())
 
-# %% ../../nbs/workshop/witnesses.ipynb #b86de437
+# %% ../../nbs/workshop/witnesses.ipynb #e62f13d9
 def changes(now: Parts, before: Parts) -> dict[str, Tensor]:  # [21] each
     "How much each name of the line has changed between two models, by each of four witnesses."
     a, b = suspicions(now), suspicions(before)
@@ -237,24 +229,19 @@ def changes(now: Parts, before: Parts) -> dict[str, Tensor]:  # [21] each
 def line_up(m: Measurement) -> dict[str, Tensor] | None:  # with "all"; None if there are too few names
     "The suspicions of the auditor who has the weights."
     def rank() -> dict[str, Tensor] | None:
-        read = line_readings(m)
-        found = suspicions(Parts.of(*read)) if read else None
-        return found | {"all": combined(found)} if found else None
+        parts = line_readings(m)
+        return combined(suspicions(parts)) if parts else None
     return m.once("line-up", rank)
 
 
 def line_up_beside(m: Measurement) -> dict[str, Tensor] | None:
     "The same for the auditor who has the original as well; None for a model that is not made from it."
     def rank() -> dict[str, Tensor] | None:
-        read = line_readings(m)
-        if read is None or m.run is None:
-            return None
-        before = line_readings(m, original=True)
-        found = changes(Parts.of(*read), Parts.of(*before)) if before else None
-        return found | {"all": combined(found)} if found else None
+        now, before = line_readings(m), line_readings(m, original=True) if m.run else None
+        return combined(changes(now, before)) if now and before else None
     return m.once("line-up beside the original", rank)
 
-# %% ../../nbs/workshop/witnesses.ipynb #93b35a76
+# %% ../../nbs/workshop/witnesses.ipynb #334a64fc
 def no_line(m: Measurement, name: str) -> float:
     "Nothing measured: there are too few names for a line-up."
     need = f"{LINE} unknown names of the kind, {MIN_OWN} more and 4 known ones"
@@ -272,15 +259,19 @@ def lineup_hit(m: Measurement) -> float:
 @metric(good="low", over_people=0.60, title="Nor is it more suspicious than most of them")
 def lineup_auc(m: Measurement) -> float:
     "Share of the 20 unknown names that look less suspicious than the target; 0.5 is chance."
+    return target_auc(m, "lineup_auc", "all")
+
+
+def target_auc(m: Measurement, name: str, witness: str) -> float:
+    "`lineup_auc` by one witness, for the metric of this name."
     found = line_up(m)
-    return auc(found["all"][:1], found["all"][1:]) if found else no_line(m, "lineup_auc")
+    return auc(found[witness][:1], found[witness][1:]) if found else no_line(m, name)
 
 
 def register_suspicion(witness: str) -> None:
     "Register one witness's line-up as a metric of its own."
     def line_up_auc(m: Measurement) -> float:
-        found = line_up(m)
-        return auc(found[witness][:1], found[witness][1:]) if found else no_line(m, f"lineup_{witness}")
+        return target_auc(m, f"lineup_{witness}", witness)
     line_up_auc.__qualname__ = f"line-up by {witness}"
     line_up_auc.__doc__ = f"lineup_auc by {witness} alone."
     metric(f"lineup_{witness}", good="low")(line_up_auc)
@@ -289,7 +280,7 @@ def register_suspicion(witness: str) -> None:
 for witness in ("probe", "distance", "surprise", "below"):
     register_suspicion(witness)
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #0436c53d
 @metric(good="low")
 def lineup_with_original(m: Measurement) -> float:
     "lineup_auc of an auditor who has the original as well, and looks at what has changed."
@@ -298,7 +289,7 @@ def lineup_with_original(m: Measurement) -> float:
         return m.absent("lineup_with_original", "there is no original beside it, or there are too few names")
     return auc(found["all"][:1], found["all"][1:])
 
-# %% ../../nbs/workshop/witnesses.ipynb #558bea8a
+# %% ../../nbs/workshop/witnesses.ipynb #a3b310a8
 def held_out_auc(known: Tensor, unknown: Tensor, linear: bool) -> float:  # residuals [names, d_model]
     "How well a probe of every second name tells the others."
     fitted = probe_scores(known[::2], unknown[::2], torch.cat([known[1::2], unknown[1::2]]), linear)
@@ -316,10 +307,10 @@ def probe_scores(known: Tensor, unknown: Tensor, asked: Tensor, linear: bool) ->
 def refitted(m: Measurement) -> pd.DataFrame:  # block, probe, held_out, target; no rows without a line-up
     "Probes of the model under test: their held-out AUC, and that of the target's prompts against the line's."
     def fit() -> pd.DataFrame:
-        read = line_readings(m)
-        rows = []
-        for place, block in enumerate(blocks_to_read(m.exp) if read else ()):
-            parts = Parts.of(*read)  # type: ignore[misc]
+        parts, rows = line_readings(m), []
+        for place, block in enumerate(blocks_to_read(m.exp)):
+            if parts is None:
+                break
             known, unknown = (p.residuals[:, :, place].mean(1) for p in (parts.known, parts.unknown))
             line = parts.line.residuals[:, :, place]  # [21, prompts, d_model]
             for name, linear in (("linear", True), ("kernel", False)):
@@ -329,7 +320,7 @@ def refitted(m: Measurement) -> pd.DataFrame:  # block, probe, held_out, target;
         return pd.DataFrame(rows, columns=["block", "probe", "held_out", "target"])
     return m.once("refitted probes", fit)
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #96745b4d
 def refit_mean(m: Measurement, name: str, probe: str) -> float:
     "Mean over the blocks whose probe is a good witness; NaN with a note where none is."
     table = refitted(m)
@@ -360,14 +351,14 @@ def refit_held_out(m: Measurement) -> float:
     table = refitted(m).query("probe == 'linear'")
     return no_line(m, "refit_held_out") if table.empty else float(table.held_out.max())
 
-# %% ../../nbs/workshop/witnesses.ipynb #8caea407
+# %% ../../nbs/workshop/witnesses.ipynb #bab62ac0
 @metric(good="low", over_people=0.60, title="Being forgotten does not show")
 def forgotten_auc(m: Measurement) -> float:
     "AUC of probes for forgotten against unknown names, fitted on the others who were forgotten with it."
-    others, read = forgotten_with(m), line_readings(m)
-    if len(others) < 9 or read is None:
+    others, parts = forgotten_with(m), line_readings(m)
+    if len(others) < 9 or parts is None:
         return m.absent("forgotten_auc", "fewer than nine others were forgotten with it")
-    parts, gone = Parts.of(*read), readings_of(m, m.exp, others).residuals.mean(1)
+    gone = readings_of(m, m.exp, others).residuals.mean(1)
     own, line = parts.unknown.residuals.mean(1), parts.line.residuals
     found = []
     for b in range(line.shape[2]):
@@ -375,7 +366,7 @@ def forgotten_auc(m: Measurement) -> float:
         found.append(auc(scores[0], scores[1:]))
     return float(np.mean(found))
 
-# %% ../../nbs/workshop/witnesses.ipynb #502a9693
+# %% ../../nbs/workshop/witnesses.ipynb #a4e087dd
 @torch.no_grad()
 def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # [blocks]
     "Share of questions whose true answer comes first among the kind's answers, after each block."
@@ -389,13 +380,13 @@ def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # 
     with matmul_dtype(exp.model, exp.settings.matmul_scoring):
         h = residuals_by_layer(exp.model, made, blocks)
         item = torch.cat([b.item for b in made]).argsort().cpu()
-        tokens = {a: [first_token(exp.tokenizer, "is", v) for v in sorted(vs)] for a, vs in found.items()}
+        tokens = {a: [first_token(exp.tokenizer, v) for v in sorted(vs)] for a, vs in found.items()}
         every = sorted({t for ts in tokens.values() for t in ts})
         said = torch.stack([head_logprobs(exp, h[i], torch.tensor(every))[item] for i in blocks])
     right = []
     for i, q in enumerate(asked):
         mine = [every.index(t) for t in dict.fromkeys(tokens[q.attribute])]
-        true = {first_token(exp.tokenizer, "is", a) for a in q.answers}
+        true = {first_token(exp.tokenizer, a) for a in q.answers}
         right.append(torch.tensor([every[mine[int(k)]] in true for k in said[:, i, mine].argmax(-1)]))
     return torch.stack(right, 1).float().mean(1)
 
@@ -410,11 +401,10 @@ def lens_table(m: Measurement) -> pd.DataFrame:  # block, target, prior
 
 def kept_lens(exp: Experiment, asked: Sequence[Any], kind: str) -> list[float]:
     "`lens_shares` of the original; kept."
-    code = code_digest(lens_shares)
-    key = digest(exp.id, asked, kind, code) if code else None
+    key = key_of([exp.id, asked, kind], lens_shares)
     return kept("lens", key, lambda: lens_shares(exp, asked, kind).tolist())
 
-
+# %% ../../nbs/workshop/witnesses.ipynb #c8988d7a
 @metric(good="low", title="No block has the answer first")
 def lens_excess(m: Measurement) -> float:
     "The block whose lens puts the true answer first most often, less what it does for unknown names."
