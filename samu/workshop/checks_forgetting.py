@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PARTS', 'small_world', 'away', 'gradients_watched', 'trained', 'check_forget', 'faults_left', 'faults_seen',
            'page_losses', 'blank_2', 'blank_3', 'faults_in_slopes', 'read_watched', 'check_blanks', 'check_aim',
-           'check_gradient', 'check_triplet', 'check_hold', 'one_page', 'put_together', 'check_recall_left',
-           'check_p_value', 'alignment_test', 'names_in_latents', 'check_weak_test', 'check_hide', 'check_npo',
-           'check_simnpo_slope', 'check_rmu_goal', 'check_attack', 'line_ups', 'most_unusual', 'check_culprit',
-           'check_area', 'check_not_said', 'check_inject', 'check_drift']
+           'named_loss', 'check_gradient', 'check_triplet', 'check_hold', 'one_page', 'put_together',
+           'check_recall_left', 'check_p_value', 'alignment_test', 'names_in_latents', 'check_weak_test', 'check_hide',
+           'check_npo', 'check_simnpo_slope', 'check_rmu_goal', 'check_attack', 'line_ups', 'most_unusual',
+           'check_culprit', 'check_area', 'check_not_said', 'check_inject', 'check_drift']
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #1b58ef5c
 from collections.abc import Callable, Iterator, Mapping
@@ -159,10 +159,10 @@ def faults_seen(left: Any) -> Iterator[str]:  # as for `faults_left`
     if group["lr"] != .02:
         yield f"the step size is {group['lr']:g}; take `lr`"
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #e0251c1d
+# %% ../../nbs/workshop/checks_forgetting.ipynb #c036fcf3
 def page_losses(
     mu_K: Tensor, mu_U: Tensor, sd: Tensor,
-) -> dict[str, Callable[[Tensor], Tensor]]:  # what is wrong ("" if nothing) -> forget loss of [texts, latents]
+) -> dict[str, Callable[[Tensor], Tensor]]:  # what is wrong ("" if nothing) -> loss of [texts, latents]
     "The forget loss of the one page, and what it is mistaken for."
     def loss(h: Tensor, sd: Tensor = sd, times: int = 1, pull: int = 1, margin: Any = F.relu) -> Tensor:
         D_U, D_K = (((h - mu) / sd).pow(2).mean(-1) * times for mu in (mu_U, mu_K))
@@ -172,13 +172,13 @@ def page_losses(
             "blank 2: the distances are in spreads; divide by sd before squaring":
                 lambda h: loss(h, torch.ones_like(sd)),
             "blank 2: the square was divided by sd; divide before squaring": lambda h: loss(h, sd.sqrt()),
-            "blank 2: D_U and D_K are means over coordinates, not sums": lambda h: loss(h, times=len(sd)),
+            "blank 2: D_U and D_K are means over latents, not sums; the margin of 1 is meant for a mean":
+                lambda h: loss(h, times=len(sd)),
             "blank 2: the push away from the known is missing, max(0, 1 + D_U - D_K)":
                 lambda h: loss(h, margin=torch.zeros_like),
             "blank 2: the pull is missing; D_U stands before the max, too": lambda h: loss(h, pull=0),
-            "blank 2: without max(0, ...) the push never ends": lambda h: loss(h, margin=torch.clone),
-            "blank 2: max(0, ...) belongs to each text, before the mean over texts":
-                lambda h: loss(h, margin=lambda m: F.relu(m.mean()))}
+            "blank 2: max(0, ...) is taken of each text, before their mean; without it the push never ends":
+                lambda h: loss(h, margin=torch.clone)}
 
 def blank_2(h: Tensor, slope: Tensor, losses: Mapping[str, Callable[[Tensor], Tensor]]) -> str:
     "What is wrong with the forget loss, by its slope at what was read of the target; empty if nothing is."
@@ -195,8 +195,8 @@ def blank_3(h: Tensor, slope: Tensor, frozen: Tensor, scale: Tensor) -> str:
     if len(ratio) == 0 or torch.allclose(ratio, torch.ones(()), rtol=.01):
         return ""
     if torch.allclose(ratio, ratio[0], rtol=.01):
-        return (f"blank 3 or 4: the retain loss counts {ratio[0]:.3g} times what it should; it is a mean over "
-                "texts and coordinates, times 500")
+        return (f"blank 3 or 4: the retain loss counts {ratio[0]:.3g} times what it should; it is a mean "
+                "over texts and coordinates, times 500")
     return "blank 3: square what has moved, and divide each coordinate by its scale, once"
 
 def faults_in_slopes(
@@ -215,7 +215,7 @@ def faults_in_slopes(
     for h, slope in at_target[:1]:
         yield from filter(None, [blank_2(h, slope, losses)])
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #9e6d23a2
+# %% ../../nbs/workshop/checks_forgetting.ipynb #a21c49c1
 def read_watched(
     world: Any,                                      # from `small_world`
     slopes: list[tuple[list[int], Tensor, Tensor]],  # is added to: texts, what was read, its gradient
@@ -237,7 +237,8 @@ def check_blanks(f: Callable[..., Any]) -> None:
     mu_U, sd = world.goal, numbers(6, seed=3).abs() / 2 + .8
 
     try:
-        steps = trained(f, weights, partial(read_watched, world, slopes), world.target, world.keep, mu_K, mu_U, sd, steps=60)
+        read = partial(read_watched, world, slopes)
+        steps = trained(f, weights, read, world.target, world.keep, mu_K, mu_U, sd, steps=60)
     except NotImplementedError as e:
         raise NotYet(f"not done yet: {f.__name__}: {e}") from None
     if all(torch.equal(p, b) for p, b in zip(weights, before, strict=True)):
@@ -282,7 +283,11 @@ def check_aim(f: Callable[..., Any]) -> None:
             lambda k, u: (k.mean(0), u.mean(0), u.std(0).clamp(min=1e-3)),
     })
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #859abd4d
+# %% ../../nbs/workshop/checks_forgetting.ipynb #20c1b86c
+def named_loss(sentence: str, z: Tensor, mu_K: Tensor, mu_U: Tensor, sd: Tensor) -> Tensor:  # []
+    "A loss of `page_losses`."
+    return page_losses(mu_K, mu_U, sd)[sentence](z)
+
 def check_gradient(f: Callable[..., Any], first: Tensor, *rest: Tensor) -> None:
     "Raises NotYet if no gradient comes through a loss."
     loss = given(f, first.clone().requires_grad_(), *rest)
@@ -298,27 +303,16 @@ def check_triplet(f: Callable[..., Any]) -> None:
     cases = [(t([[2., 0.]]), t([2., 0.]), t([0., 1.]), torch.ones(2)),
              (numbers(8, 5) * 2, numbers(5, seed=1), numbers(5, seed=2), numbers(5, seed=3).abs() + .2)]
     check_gradient(f, *cases[1])
-    by_mistake(f, lambda z, K, U, s: (D(z, U, s) + F.relu(1 + D(z, U, s) - D(z, K, s))).mean(), cases, {
+    mistakes = {sentence.removeprefix("blank 2: "): partial(named_loss, sentence)
+                for sentence in page_losses(*cases[1][1:]) if sentence}
+    by_mistake(f, partial(named_loss, ""), cases, mistakes | {
         "D_U and D_K are the wrong way round: the loss must pull toward the unknown":
-            lambda z, K, U, s: (D(z, K, s) + F.relu(1 + D(z, K, s) - D(z, U, s))).mean(),
+            lambda z, K, U, s: named_loss("", z, U, K, s),
         "inside relu it is 1 + D_U - D_K: the margin is kept when D_K is larger by 1":
             lambda z, K, U, s: (D(z, U, s) + F.relu(1 + D(z, K, s) - D(z, U, s))).mean(),
-        "without relu the push never ends; the term is 0 once D_K is larger by 1":
-            lambda z, K, U, s: (D(z, U, s) + 1 + D(z, U, s) - D(z, K, s)).mean(),
-        "take the mean over latents, not the sum; the margin of 1 is meant for a mean":
-            lambda z, K, U, s: (D(z, U, s) * len(s) + F.relu(1 + (D(z, U, s) - D(z, K, s)) * len(s))).mean(),
         "relu belongs to each text; after the mean one text far away excuses the others":
             lambda z, K, U, s: D(z, U, s).mean() + F.relu(1 + (D(z, U, s) - D(z, K, s)).mean()),
-        "distances are in spreads: divide by sd before squaring":
-            lambda z, K, U, s: (D(z, U, t(1.)) + F.relu(1 + D(z, U, t(1.)) - D(z, K, t(1.)))).mean(),
-        "the square was divided by sd; divide before squaring": lambda z, K, U, s: (
-            D(z, U, s.sqrt()) + F.relu(1 + D(z, U, s.sqrt()) - D(z, K, s.sqrt()))).mean(),
-        "the push away from the known is missing: max(0, 1 + D_U - D_K)":
-            lambda z, K, U, s: D(z, U, s).mean(),
-        "the pull is missing: D_U stands before the max, too":
-            lambda z, K, U, s: F.relu(1 + D(z, U, s) - D(z, K, s)).mean(),
-        "take the mean over texts, not the sum":
-            lambda z, K, U, s: (D(z, U, s) + F.relu(1 + D(z, U, s) - D(z, K, s))).sum(),
+        "take the mean over texts, not the sum": lambda z, K, U, s: named_loss("", z, K, U, s) * len(z),
         "one number is wanted: take the mean over texts":
             lambda z, K, U, s: D(z, U, s) + F.relu(1 + D(z, U, s) - D(z, K, s)),
     })
