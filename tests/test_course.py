@@ -7,6 +7,7 @@ import json
 import random
 import re
 import time
+from types import SimpleNamespace
 
 import copy_exercises
 import pytest
@@ -103,25 +104,28 @@ def people(seed_used=True, rows=False):
     return split
 
 
-def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=True, grad=False, first=False, thaw=True):
+def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=True, grad=False, first=False, thaw=True, **more):
     "The loop of chapter 05 with one thing left out."
+
+    more = dict(clip=True, decay=0, weight=1, rate=1, spread=torch.var, mixed=False, same=False, part=None, fewer=0) | more
+    set_to = SimpleNamespace(**more)
 
     def forget(weights, residual, target, keep, forget_loss, retain_loss, steps, lr, retain_weight, batch):
         for p in weights:
             p.requires_grad_(thaw)
         frozen = residual(keep) if grad else residual(keep).detach()
-        scale = frozen.detach().var(0)
-        optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0)
-        for _ in range(steps):
-            some = torch.randperm(len(keep))[: len(keep) if all_kept else batch]
+        scale = set_to.spread(frozen.detach(), 0)
+        optimizer = torch.optim.AdamW(weights, lr=lr * set_to.rate, weight_decay=set_to.decay)
+        for _ in range(steps - set_to.fewer):
+            some = torch.arange(batch) if set_to.same else torch.randperm(len(keep))[: len(keep) if all_kept else batch]
             h = residual([keep[i] for i in some])
-            was = h.detach() if frozen_now else frozen[some]
-            loss = sign * forget_loss(residual(target))
-            loss = loss + retain_weight * retain_loss(h, was, scale) if hold else loss
+            was = h.detach() if frozen_now else frozen[: len(some)] if set_to.mixed else frozen[some]
+            loss = sign * forget_loss(residual(target[: set_to.part]))
+            loss = loss + set_to.weight * retain_weight * retain_loss(h, was, scale) if hold else loss
             if first:
                 optimizer.zero_grad(set_to_none=False)
             loss.backward(retain_graph=grad)
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            torch.nn.utils.clip_grad_norm_(weights, 1.0 if set_to.clip else 1e9)
             if step:
                 optimizer.step()
             if empty and not first:
@@ -130,18 +134,21 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
     return forget
 
 
-def page(weight=500, empty=True, turned=False, step=True):
+def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.relu, unit=1, clip=1.0):
     def forget_page(weights, read, target, keep, mu_K, mu_U, sd, steps=90):
         frozen = read(keep).detach()
         for p in weights:
             p.requires_grad_(True)
         optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0)
         for _ in range(steps):
-            D_U, D_K = [((read(target) - mu) / sd).pow(2).mean(-1) for mu in (mu_U, mu_K)]
-            forget = (D_K + F.relu(1 + D_K - D_U) if turned else D_U + F.relu(1 + D_U - D_K)).mean()
+            h = read(target)
+            D_U, D_K = [((h - mu) / (sd if spread else 1)).pow(2).mean(-1) for mu in (mu_U, mu_K)]
+            forget = (D_K + F.relu(1 + D_K - D_U) if turned else D_U + push(1 + D_U - D_K)).mean()
             some = torch.randperm(len(keep))[:16]
-            retain = ((read([keep[i] for i in some]) - frozen[some]).pow(2) / frozen.var(0)).mean()
+            retain = ((read([keep[i] for i in some]) - frozen[some]).pow(2) / frozen.var(0) ** unit).mean()
             (forget + weight * retain).backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(weights, clip)
             if step:
                 optimizer.step()
             if empty:
@@ -171,20 +178,31 @@ def D(z, mu, sd):
 
 MISTAKES = {
     "forget_page": [(page(weight=0), "others moved"), (page(empty=False), "left over"),
-                    (page(turned=True), "moved away from the unknown"), (page(step=False), "no weight has changed")],
+                    (page(turned=True), "moved away from the unknown"), (page(step=False), "no weight has changed"),
+                    (page(spread=False), "in spreads"), (page(push=torch.zeros_like), "push away"), (page(push=torch.clone), "of each text"),
+                    (page(unit=0), "by its scale"), (page(weight=1500), "counts 3 times"), (page(clip=None), "clip the gradient")],
     "ask": [(lambda p, n: (p.format(name=n), p.index("{"), p.index("{") + len(n) - 1), "one past"),
             (lambda p, n: (p.format(name=n), p.index("{"), p.index("}") + 1), "before it was filled"),
-            (lambda p, n: (p.format(name=n), p.format(name=n).index(n), p.format(name=n).index(n) + len(n)), "twice")],
+            (lambda p, n: (p.format(name=n), p.format(name=n).index(n), p.format(name=n).index(n) + len(n)), "twice"),
+            (lambda p, n: (p.format(name=n), p.format(name=n).rindex(n), p.format(name=n).rindex(n) + len(n)), "once more"),
+            (lambda p, n: (p, p.index("{"), p.index("{") + len(n)), "still has"), (lambda p, n: p.format(name=n), "3 are wanted")],
     "right": [(lambda r, a: any(x in whole(r, a)[0] for x in whole(r, a)[1] if x), "whole words"),
               (lambda r, a: any(x.lower() in r.lower().split() for x in a), "full stops"),
               (lambda r, a: any(f" {x} " in f" {' '.join(plain(r).split()[:6])} " for x in whole(r, a)[1] if x), "first line"),
               (lambda r, a: f" {whole(r, a)[1][0]} " in whole(r, a)[0], "any of the accepted")],
-    "left": [(lambda r, p: r - p, "difference"), (lambda r, p: r / p, "ratio"), (lambda r, p: (r - p) / p, "1 - prior")],
+    "left": [(lambda r, p: r - p, "difference"), (lambda r, p: r / p, "ratio"), (lambda r, p: (r - p) / p, "1 - prior"),
+             (lambda r, p: abs(r - p) / (1 - p), "abs hides"), (lambda r, p: 100 * (r - p) / (1 - p), "100 times"),
+             (lambda r, p: round((r - p) / (1 - p), 2), "do not round"), (lambda r, p: (1 - r) / (1 - p), "still empty")],
     "deal": [(dealt(overlap=3), "both parts"), (dealt(key=list), "order of the list"), (dealt(turn=True), "gave it to the scores"),
+             (lambda names, share, seed: dealt()(names, share, seed)[0], "two lists"),
              (dealt(draw=lambda seed: random.Random()), "same seed"), (dealt(draw=lambda seed: random.Random(0)), "another seed")],
     "residual_after": [(states(0), "goes into the block"), (states(1), "final norm"), (mlp_output, "MLP"),
-                       (hook_stays, "hook is still there"), (detached, "no gradient")],
-    "pad_right": [(lambda r, p: (torch.tensor([[p] * (max(map(len, r)) - len(x)) + x for x in r]),
+                       (lambda hf, ids, block: hf(ids, output_hidden_states=True).hidden_states[1][0], "first text alone"),
+                       (lambda hf, ids, block: hf(ids).logits, "its shape is"), (hook_stays, "hook is still there"), (detached, "no gradient")],
+    "pad_right": [(lambda r, p: (torch.tensor([x + [0] * (max(map(len, r)) - len(x)) for x in r]),
+                                 torch.tensor([len(x) - 1 for x in r])), "with pad"),
+                  (lambda r, p: torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]), "2 are wanted"),
+                  (lambda r, p: (torch.tensor([[p] * (max(map(len, r)) - len(x)) + x for x in r]),
                                  torch.tensor([max(map(len, r)) - 1] * len(r))), "padding on the left"),
                   (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]),
                                  torch.tensor([max(map(len, r)) - 1 for x in r])), "last column"),
@@ -192,7 +210,8 @@ MISTAKES = {
                                  torch.tensor([len(x) for x in r])), "counted from 0")],
     "cut_after_name": [(lambda n, ps: [p[: p.index("{name}")] + n for p in ps], "several times"),
                        (lambda n, ps: [p.replace("{name}", n) for p in ps], "goes on after"),
-                       (lambda n, ps: sorted({p[: p.index("{name}")] + n for p in ps}), "order")],
+                       (lambda n, ps: list({p[: p.index("{name}")] + n for p in ps})[::-1], "order"),
+                       (lambda n, ps: list(dict.fromkeys(p[: p.index("}") + 1] for p in ps)), "still has")],
     "split_by_person": [(people(rows=True), "learn names by heart"), (people(seed_used=False), "another seed"),
                         (lambda person, seed: torch.ones(len(person), dtype=torch.bool), "empty"),
                         (lambda person, seed: person.float(), "boolean mask")],
@@ -201,19 +220,25 @@ MISTAKES = {
     "keep_k": [(lambda z, k: z.relu() * (z >= z.sort(0, descending=True).values[k - 1]), "over tokens"),
                (lambda z, k: z * (z >= z.topk(k).values[..., -1:]), "negative values"),
                (lambda z, k: z.topk(k).values.relu(), "k values alone"),
-               (lambda z, k: z.relu(), "everything positive")],
+               (lambda z, k: z.relu(), "everything positive"), (lambda z, k: z.relu() > z.relu().topk(k + 1).values[..., -1:], "which latents are on"),
+               (lambda z, k: z.relu() * (z.abs() >= z.abs().topk(k).values[..., -1:]), "largest in size")],
     "unexplained": [(lambda h, r: ((h - r) ** 2).sum() / (h ** 2).sum(), "from zero"),
                     (lambda h, r: 1 - ((h - r) ** 2).sum() / ((h - h.mean(0)) ** 2).sum(), "explained"),
                     (lambda h, r: (((h - r) ** 2).sum(1) / ((h - h.mean(0)) ** 2).sum(1)).mean(), "mean of ratios"),
-                    (lambda h, r: ((h - r) ** 2).sum() / ((h - h.mean()) ** 2).sum(), "h.mean(0)")],
+                    (lambda h, r: ((h - r) ** 2).sum() / ((h - h.mean()) ** 2).sum(), "h.mean(0)"),
+                    (lambda h, r: ((h - r) ** 2).mean() / h.var(0).mean(), "n - 1"), (lambda h, r: F.mse_loss(r, h), "error alone")],
     "two_gradients": [(lambda h, W, b: (W[:, (h @ W + b).gt(0).nonzero()[0, 0]],) * 2, "latent is on"),
                       (lambda h, W, b: (torch.zeros(4), torch.zeros(4)), "not zero"),
                       (lambda h, W, b: (W[:, h @ W + b > 0].sum(1), W.sum(1)), "sum over all"),
-                      (lambda h, W, b: (W[:, (h @ W + b).le(0).nonzero()[0, 0]], torch.zeros(4)), "other order")],
+                      (lambda h, W, b: (W[:, (h @ W + b).le(0).nonzero()[0, 0]], torch.zeros(4)), "other order"),
+                      (lambda h, W, b: (W[:, (h @ W + b).le(0).nonzero()[0, 0]],) * 2, "adds up"),
+                      (lambda h, W, b: (torch.zeros(4), W[:, (h @ W + b).argmin()]), "not the first")],
     "separation": [(lambda k, u: -((k > 0).float().mean(1).ge(.5).float().mean(0) - (u > 0).float().mean(1).ge(.5).float().mean(0)), "sign"),
                    (lambda k, u: k.mean(1).mean(0) - u.mean(1).mean(0), "mean activations"),
                    (lambda k, u: (k > 0).float().mean(1).mean(0) - (u > 0).float().mean(1).mean(0), "counts prompts"),
-                   (lambda k, u: (k.amax(1) > 0).float().mean(0) - (u.amax(1) > 0).float().mean(0), "single prompt")],
+                   (lambda k, u: (k.amax(1) > 0).float().mean(0) - (u.amax(1) > 0).float().mean(0), "single prompt"),
+                   (lambda k, u: ((k > 0).float().mean(1) > .5).float().mean(0) - ((u > 0).float().mean(1) > .5).float().mean(0), "exactly half"),
+                   (lambda k, u: ((k >= 0).float().mean(1) >= .5).float().mean(0) - (u >= 0).float().mean(1).ge(.5).float().mean(0), "is off")],
     "worst": [(lambda s: s.mean(0), "mean"), (lambda s: s.amin(0), "nearest to zero"), (lambda s: s.abs().amin(0), "sign is lost")],
     "select": [(lambda s, k: s.abs().argsort(descending=True)[: 2 * k], "either sign"), (lambda s, k: s.topk(2 * k).indices, "2k highest"),
                (lambda s, k: torch.cat([s.argsort()[:k], s.argsort(descending=True)[:k]]), "come first"),
@@ -221,20 +246,28 @@ MISTAKES = {
     "steered": [(lambda h, a, W, g, c, s: s * (g[c] @ W[c]).expand_as(h), "reconstruction alone"),
                 (lambda h, a, W, g, c, s: h + s * (g[c] @ W[c]), "taking off"),
                 (lambda h, a, W, g, c, s: h + s * ((g - a) @ W), "every latent"),
-                (lambda h, a, W, g, c, s: h + (s * g[c] - a[:, c]) @ W[c], "stretches the way")],
+                (lambda h, a, W, g, c, s: h + (s * g[c] - a[:, c]) @ W[c], "stretches the way"),
+                (lambda h, a, W, g, c, s: h + (g[c] - a[:, c]) @ W[c], "strength is missing"), (lambda h, a, W, g, c, s: h, "clone")],
     "aim": [(lambda k, u: (u.mean(0), k.mean(0), u.std(0) + 1e-3), "comes first"), (lambda k, u: (k.mean(0), u.mean(0), k.std(0) + 1e-3), "spread is that"),
             (lambda k, u: (k.mean(0), u.mean(0), u.std(0)), "infinite"),
-            (lambda k, u: (k.mean(0), u.mean(0), u.std(0, correction=0) + 1e-3), "n - 1")],
+            (lambda k, u: (k.mean(0), u.mean(0), u.std(0, correction=0) + 1e-3), "n - 1"),
+            (lambda k, u: (k.mean(0), u.mean(0), u.std(0).clamp(min=1e-3)), "lower limit"), (lambda k, u: (k.mean(0), u.mean(0)), "3 are wanted")],
     "triplet": [(lambda z, K, U, s: (D(z, K, s).mean(1) + F.relu(1 + D(z, K, s).mean(1) - D(z, U, s).mean(1))).mean(), "wrong way round"),
-                (lambda z, K, U, s: (1 + 2 * D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "without relu"),
-                (lambda z, K, U, s: (D(z, U, s).sum(1) + F.relu(1 + D(z, U, s).sum(1) - D(z, K, s).sum(1))).mean(), "not the sum"),
-                (lambda z, K, U, s: (D(z, U, 1).mean(1) + F.relu(1 + D(z, U, 1).mean(1) - D(z, K, 1).mean(1))).mean(), "divide by sd")],
+                (lambda z, K, U, s: (1 + 2 * D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "without it"),
+                (lambda z, K, U, s: (D(z, U, s).sum(1) + F.relu(1 + D(z, U, s).sum(1) - D(z, K, s).sum(1))).mean(), "not sums"),
+                (lambda z, K, U, s: (D(z, U, 1).mean(1) + F.relu(1 + D(z, U, 1).mean(1) - D(z, K, 1).mean(1))).mean(), "divide by sd"),
+                (lambda z, K, U, s: D(z, U, s).mean(), "push away"), (lambda z, K, U, s: F.relu(1 + D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "pull"),
+                (lambda z, K, U, s: (D(z, U, s).mean(1) + F.relu(1 + D(z, U, s).mean(1) - D(z, K, s).mean(1))).mean().item(), "no gradient")],
     "hold": [(lambda h, f, s: F.mse_loss(h, f), "its scale"), (lambda h, f, s: ((h - f) ** 2 / s).sum(), "grows with the batch"),
              (lambda h, f, s: ((h.mean(0) - f.mean(0)) ** 2 / s).mean(), "nothing moved"),
-             (lambda h, f, s: ((h - f) ** 2 / s).sum(1).mean(), "over them as well")],
+             (lambda h, f, s: ((h - f) ** 2 / s).sum(1).mean(), "over them as well"), (lambda h, f, s: ((h - f) ** 2).mean() / s.mean(), "before the mean"),
+             (lambda h, f, s: ((h - f).detach() ** 2 / s).mean(), "no gradient")],
     "forget": [(loop(frozen_now=True), "retain loss was 0"), (loop(empty=False), "left over"), (loop(sign=-1), "moved away"),
                (loop(step=False), "no weight has changed"), (loop(all_kept=True), "drawn anew"), (loop(hold=False), "never called"),
-               (loop(grad=True), "no_grad"), (loop(thaw=False), "come frozen")],
+               (loop(grad=True), "no_grad"), (loop(thaw=False), "come frozen"), (loop(clip=False), "longer than 1"),
+               (loop(decay=0.01), "weight_decay=0"), (loop(weight=0.2), "counts 10 times"), (loop(rate=0.5), "step size"),
+               (loop(spread=torch.std), "scale is the variance"), (loop(mixed=True), "frozen[some]"), (loop(same=True), "same texts"),
+               (loop(part=2), "all target texts"), (loop(fewer=10), "50 steps")],
     "recall_left": [(lambda r, p, o: r - p, "excess"), (lambda r, p, o: r / o, "prior has no part"), (lambda r, p, o: (r - p) / o, "has the prior in it"),
                     (lambda r, p, o: max((r - p) / (o - p), 0), "clip")],
     "p_value": [(lambda d, o: sum(x >= d for x in o.tolist()) / len(o), "can be 0"), (lambda d, o: (sum(x > d for x in o.tolist()) + 1) / (len(o) + 1), ">="),
