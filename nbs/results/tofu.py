@@ -189,6 +189,7 @@ def as_experiment(folder: Path, pairs: Pairs, device: torch.device, dtype: torch
             for split, ask in (("loss", b.plain_prompt(text)), ("score", f"Q: {text}\nA:")):
                 prompts.append(Prompt("author", attribute, "question", split, ask))
     exp = experiment("tofu", folder, entities, prompts, Settings(), 0, 0, device, dtype)
+    exp.prompts = [p for p in prompts if p.split == "loss"]  # what measures is the benchmark's own
     exp.layer = exp.n_layers // 2
     fits = settings_for(exp.n_layers, exp.layer, exp.d_model)
     tuned = {method: dict(steps=fits.loop.steps, lr=lr) for method, lr in LR.items()}
@@ -339,9 +340,9 @@ def power(original: Any) -> str:
     "What a high p-value is worth: the original must be told from the gold."
     return (
         f"The original has a ROUGE of {original.forget_rouge:.2f} on {original.questions} questions about "
-        f"the forgotten, and the test tells it from the gold with p = {original.forget_quality:.2g}; a gap of "
-        f"{telling_gap(int(original.questions))} is the smallest that it sees. Where this p is not far below "
-        "0.05, a high p of a method says nothing."
+        f"the forgotten, and the test tells it from the gold with p = {original.forget_quality:.2g}; a gap "
+        f"of {telling_gap(int(original.questions))} is the smallest that it sees. Where this p is not far "
+        "below 0.05, a high p of a method says nothing."
     )
 
 
