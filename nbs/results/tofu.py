@@ -199,7 +199,7 @@ def as_experiment(folder: Path, pairs: Pairs, device: torch.device, dtype: torch
 
 
 def unknown_authors(exp: Experiment) -> list[Entity]:
-    "Invented names, parts of the authors' put together anew; each is asked what some author is asked."
+    "Names that are no author's, made of parts of theirs; each is asked what some author is asked."
     words = {w.strip(".,;:!?\"'()") for e in exp.entities for v in e.facts.values() for w in v[0].split()}
     n = exp.settings.unknown_names
     made = made_names(exp.entities, exp.tokenizer, lambda known: n, exp.seed, words, share=0.4)
