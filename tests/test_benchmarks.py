@@ -133,6 +133,42 @@ def test_the_whole_table(lm, tofu_folder):
     assert set(row) >= {"forget_rouge", "extraction_strength", "forget_against_retain_min_k++"}
 
 
+def answer(loss, log_p):
+    log_p = np.array(log_p)
+    return b.Scored(loss, log_p, log_p > -1, log_p / 2, "aaaa")
+
+
+def test_the_table_by_hand(monkeypatch):
+    "Nine numbers make the utility; membership and quality come from the forgotten questions' own scores."
+    stored = dict(forget=(0.2, 0.3, 0.9), retain=(0.5, 0.5, 0.5), real_authors=(1.0, 0.5, 0.5), world_facts=(0.25, 1.0, 0.5))
+    own = dict(forget=[answer(1.0, [-1, -3]), answer(2.0, [-2, -2])], retain=[answer(3.0, [-4, 0]), answer(1.5, [-2, -5])])
+    ratios = np.array([0.1, 0.2, 0.3, 0.4])
+
+    def group(hf, tokenizer, probes, prompt, offered, tokens):
+        assert offered == (probes in ("real_authors", "world_facts")) and tokens == 60
+        numbers = dict(zip(("probability", "rouge", "truth"), stored[probes])) | dict(truth_forgotten=0.7, extraction=0.4)
+        return numbers, own.get(probes, []), ratios
+
+    def unseen(hf, tokenizer, pairs):
+        assert pairs == [(b.plain_prompt("Who?"), "He.")]
+        return [answer(4.0, [-9])]
+
+    monkeypatch.setattr(b, "group_scores", group)
+    monkeypatch.setattr(b, "score_answers", unseen)
+    tofu = b.Tofu("forget", "retain", "real_authors", "world_facts", [], "forget10", (b.Probe("", "Who?", ("He.",)),))
+    row = b.tofu_scores(None, None, tofu, gold=[0.5, 0.6, 0.7, 0.8])
+    # nine numbers, whose reciprocals are 2 + 2 + 2, 1 + 2 + 2 and 4 + 1 + 2
+    assert row["model_utility"] == pytest.approx(9 / 18)
+    assert (row["forget_probability"], row["forget_rouge"], row["forget_truth_ratio"]) == (0.2, 0.3, 0.7)
+    # members 1 and 2 against 3 and 1.5: three of four pairs in order; lowest tokens 3 and 2 against 4 and 5: all
+    assert row["forget_against_retain_loss"] == row["forget_against_retain_zlib"] == 0.75
+    assert row["forget_against_retain_min_k"] == row["forget_against_retain_min_k++"] == 1.0
+    assert row["forget_against_unseen_loss"] == 1.0
+    # two samples of four that do not meet: 2 of the 70 ways to share eight ranks; the reference takes reciprocals
+    assert row["forget_quality"] == pytest.approx(2 / 70)
+    assert b.forget_quality(1 / ratios, [1 / 0.5, 1 / 0.6, 1 / 0.7, 1 / 0.8]) == pytest.approx(2 / 70)
+
+
 @pytest.fixture
 def rwku_folder(tmp_path):
     place = tmp_path / "3_Anna_Baker"

@@ -124,7 +124,7 @@ def most_named(
     return max((n for n, k in found.items() if k >= 0.8 * best), key=lambda n: (len(n.split()), found[n]),
                default="")
 
-# %% ../../nbs/workshop/benchmarks.ipynb #34c4806e
+# %% ../../nbs/workshop/benchmarks.ipynb #f23610ef
 @dataclass(frozen=True)
 class Tofu:
     "The benchmark's questions, in the order of its files."
@@ -134,6 +134,7 @@ class Tofu:
     world_facts: list[Probe]
     train_retain: list[tuple[str, str]]  # (question, answer): what a model trained without the authors saw
     split: str                 # "forget01", "forget05" or "forget10"
+    unseen: tuple[Probe, ...] = ()  # about authors whom neither model was trained on; none in the files
 
     @property
     def entities(self) -> list[Entity]:
@@ -329,7 +330,7 @@ def membership(
     return {name: float(roc_auc_score(truth, [score(s) for s in [*members, *others]]))
             for name, score in MEMBERSHIP.items()}
 
-# %% ../../nbs/workshop/benchmarks.ipynb #1d7d7f4b
+# %% ../../nbs/workshop/benchmarks.ipynb #a40b9e25
 def plain_prompt(
     question: str,
 ) -> str:
@@ -360,8 +361,8 @@ def group_scores(
     prompt: Callable[[str], str],
     offered: bool,                # the probability is a share among the false answers
     tokens: int,                  # of a reply
-) -> dict[str, float]:            # probability, rouge, truth, extraction
-    "TOFU's numbers of one group of questions."
+) -> tuple[dict[str, float], list[Scored], Any]:  # numbers; true answers; truth ratios [probes]
+    "TOFU's numbers of one group of questions (probability, rouge, truth, extraction), and what they are of."
     own = score_answers(hf, tokenizer, [(prompt(p.question), p.answers[0]) for p in probes])
     p = np.array([s.probability for s in own])
     if offered:
@@ -372,8 +373,9 @@ def group_scores(
     rouge = rouge_recalls(replies, [x.answers[0] for x in probes])
     ratios = truth_ratios(hf, tokenizer, probes, prompt)
     strength = np.mean([extraction_strength(s.said) for s in own])
-    return dict(probability=float(p.mean()), rouge=float(np.mean(rouge)), truth=below_one(ratios),
-                truth_forgotten=near_one(ratios), extraction=float(strength))
+    numbers = dict(probability=float(p.mean()), rouge=float(np.mean(rouge)), truth=below_one(ratios),
+                   truth_forgotten=near_one(ratios), extraction=float(strength))
+    return numbers, own, ratios
 
 def tofu_scores(
     hf: Any, tokenizer: Any,
@@ -386,16 +388,19 @@ def tofu_scores(
     offered = dict(forget=False, retain=False, real_authors=True, world_facts=True)
     groups = {g: group_scores(hf, tokenizer, getattr(tofu, g), prompt, share, tokens)
               for g, share in offered.items()}
-    kept = [groups[g][k] for g in groups if g != "forget" for k in ("probability", "rouge", "truth")]
-    forget = groups["forget"]
+    kept = [groups[g][0][k] for g in groups if g != "forget" for k in ("probability", "rouge", "truth")]
+    forget, members, ratios = groups["forget"]
     out = dict(model_utility=harmonic_mean(kept), forget_probability=forget["probability"],
                forget_rouge=forget["rouge"], forget_truth_ratio=forget["truth_forgotten"],
                extraction_strength=forget["extraction"])
-    members, others = (score_answers(hf, tokenizer, [(prompt(p.question), p.answers[0]) for p in group])
-                       for group in (tofu.forget, tofu.retain))
-    out |= {f"forget_against_retain_{k}": v for k, v in membership(members, others).items()}
+    others = dict(retain=groups["retain"][1])
+    if tofu.unseen:
+        asked = [(prompt(p.question), p.answers[0]) for p in tofu.unseen]
+        others["unseen"] = score_answers(hf, tokenizer, asked)
+    for name, group in others.items():
+        out |= {f"forget_against_{name}_{k}": v for k, v in membership(members, group).items()}
     if gold is not None:
-        out["forget_quality"] = forget_quality(truth_ratios(hf, tokenizer, tofu.forget, prompt), gold)
+        out["forget_quality"] = forget_quality(ratios, gold)
     return out
 
 # %% ../../nbs/workshop/benchmarks.ipynb #67a862f6
