@@ -67,6 +67,7 @@ def test_plan_needs_no_weights(samu, setup, tmp_path):
 def test_purge_says_what_it_cannot_reach(samu, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text(json.dumps(dict(target=["Roger Federer"])))
+    (tmp_path / "out" / ".samu").write_text("report.json\n")
     code, out, err = samu("purge", "Roger Federer", "out")
     assert code == 0 and "removed" in out and "Out of reach" in out, err[-2000:]
     assert not (tmp_path / "out" / "report.json").exists()

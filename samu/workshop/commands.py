@@ -65,19 +65,21 @@ def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.Peo
     rows = planning.plan_rows(exp, exp.entities[0].name, chosen, gpu_gb, dtype)
     c.show(rows, list(rows[0]), f"gigabytes, {exp.name}")
 
-# %% ../../nbs/workshop/commands.ipynb #39fcdffe
+# %% ../../nbs/workshop/commands.ipynb #8b31e659
 @tools.command()
 def sweep(people: Listed, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
           workers: c.Workers = 2, address: Address = None, retries: Retries = 1, layer: c.Layer = None,
           out: c.Out = Path("out/sweep")) -> None:
     "Every method on everybody in a table with every seed, on several processes or machines."
     c.quiet()
-    sweeping = import_module("samu.workshop.sweeping")
+    out, sweeping = c.writable(out, setup), import_module("samu.workshop.sweeping")
     names, facts = sweeping.names_in(people)
     chosen, loops = [m.strip() for m in methods.split(",") if m.strip()], c.numbers(seeds)
     c.check_methods(chosen)
     exp = import_module("samu.workshop.setups").load(setup, people=people if facts else None, layer=layer)
     targets, unknown = sweeping.known_among(exp, names)
+    out.mkdir(parents=True, exist_ok=True)
+    import_module("samu.workshop.lm").list_output(out, ["rows.csv"])
     done = sweeping.sweep(exp, targets, chosen or [exp.settings.objective], loops, out / "rows.csv", workers,
                           address, retries, " ".join(["samu", *sys.argv[1:]]), metrics=None)
     import_module("samu.workshop.privacy").keep_private(out)

@@ -94,7 +94,7 @@ def run_cell(cell: Row, make: Callable[[Any], Row], table: Table, wait: bool) ->
         return False
     return True
 
-# %% ../../nbs/workshop/experiments.ipynb #4f60f250
+# %% ../../nbs/workshop/experiments.ipynb #5ba9136d
 def check(table: Table, make: Callable[[Any], Row], workers: int) -> None:
     "Raises UserError for a table that cannot be written, or a function that workers cannot import."
     file = table.file
@@ -134,11 +134,11 @@ def run_grid(
         table = Table(Path(place), settings_hash, command)
         check(table, make, workers)
         way: Callable[..., Iterable[bool]] = map
-        if workers > 1:
+        if workers > 1 and todo:
             context = get_context("spawn")
             gpus = sys.modules["torch"].cuda.device_count() if "torch" in sys.modules else 0
             shared = (context.Value("i", 0), gpus)
-            way = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, shared)).map
+            way = stack.enter_context(ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, shared)).map
         for wait in (False, True):
             there = way(partial(run_cell, make=make, table=table, wait=wait), left)
             left = [c for c, done in zip(left, tqdm(there, total=len(left), leave=False)) if not done]

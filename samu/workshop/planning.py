@@ -5,7 +5,7 @@ __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residua
            'largest_draws', 'modules_stay', 'two_steps', 'cached_later', 'Plan', 'add_up', 'plan', 'own_people',
            'sketch', 'speed', 'seconds_for', 'gigabytes', 'plan_rows']
 
-# %% ../../nbs/workshop/planning.ipynb #5f7b44a1
+# %% ../../nbs/workshop/planning.ipynb #d0e7b4cc
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
-from .registry import RETAIN, SETUPS, Method
+from .registry import RETAIN, SETUPS, Method, expanded
 from .runtime import matmul_dtype
 from .batching import batches, name_spans
 from .lm import load_config, load_tokenizer, trained_weights
@@ -266,7 +266,7 @@ def plan(
         trained = sum(config.lora_rank * sum(p.shape) for p in own.values() if p.ndim == 2)
     return add_up(task, chosen, tracker, trained, flops, gpu)
 
-# %% ../../nbs/workshop/planning.ipynb #1b3616b0
+# %% ../../nbs/workshop/planning.ipynb #5b41281b
 def own_people(
     place: str,             # a folder or a hub id
     people: People | None,
@@ -286,7 +286,7 @@ def sketch(
     "An experiment to plan with. Raises UserError for what `load` would refuse, as far as it can be seen."
     if setup in SETUPS:
         return load(setup, people, layer=layer)
-    place = str(Path(setup).expanduser()) if Path(setup).expanduser().is_dir() else setup
+    place = str(expanded(setup)) if expanded(setup).is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
     entities, prompts = own_people(place, people)
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
