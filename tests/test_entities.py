@@ -14,7 +14,7 @@ from samu.workshop.names import grade_unknown, made_names, matched_names
 from samu.workshop.registry import UserError
 from samu.workshop.setups import Experiment, LoopConfig, Settings
 from samu.workshop.tables import (Entity, Prompt, Question, check_prompts, default_prompts, find_entity, is_right,
-                                  read_entities, read_prompts, real_entities, real_prompts, tidy)
+                                  read_entities, read_prompts, real_entities, real_prompts, refuse_repeated, tidy)
 
 HEAD = "name,kind,attribute,answers\n"
 
@@ -107,6 +107,12 @@ def test_only_known_facts_are_forgotten_or_kept():
     exp = toy()
     exp.grades.loc[exp.grades.name == "Roger Federer", "knows"] = "sport"
     assert list(split_for(exp, "Roger Federer").target.facts) == ["sport"]
+
+
+def test_an_answer_in_the_name_is_no_recall():
+    refuse_repeated(Entity("Paris Hilton", "p", dict(town=("New York",))))
+    with pytest.raises(UserError, match="the answer 'paris' stands in the name 'Paris Hilton'"):
+        refuse_repeated(Entity("Paris Hilton", "p", dict(town=("New York", "paris"))))
 
 
 def test_split_says_what_is_wrong(real):
@@ -347,7 +353,7 @@ def test_prompts(tmp_path):
         Prompt("s", "field", "statement", "score", "The field of {name} is")]
     for row, says in (("s,f,statement,score,The field is", "exactly once"), ("s,f,statement,score,Who is {name}", "may not end"),
                       ("s,f,statement,train,{name} is", "loss or score, not 'train'"), ("", "holds no prompts"),
-                      ("s,,statement,loss,{name} is", "is empty"),
+                      ("s,,statement,loss,{name} is", "is empty"), ("s,f,poem,loss,{name} is", "statement or question, not 'poem'"),
                       ("s,f,statement,loss,{name} is\ns,f,statement,score,{name} is", "stands above for 'loss'")):
         with pytest.raises(UserError, match=says):
             read_prompts(write(tmp_path, head + row + "\n"))

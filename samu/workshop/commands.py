@@ -137,7 +137,7 @@ def purge(name: Person, folders: Folders = None, people: c.People = None, alias:
     c.show([dataclasses.asdict(f) for f in found], ["place", "done"], "What was found")
     print("Out of reach, and still there if it was: " + "; ".join(privacy.OUT_OF_REACH) + ".")
 
-# %% ../../nbs/workshop/commands.ipynb #c4df2c41
+# %% ../../nbs/workshop/commands.ipynb #32d11096
 @tools.command()
 def latents(setup: c.Setup = "biographies", sae: c.Dictionary = None, people: c.People = None,
             layer: c.Layer = None, device: c.Device = None) -> None:
@@ -155,9 +155,10 @@ def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Dev
         raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
     c.quiet()
     from samu.workshop.chat import chat_text
-    from samu.workshop.lm import generate, load_lm
+    from samu.workshop.lm import check_fits, generate, load_lm
     hf, tokenizer = load_lm(model, device)
     c.check_words(tokenizer, question)
+    check_fits(hf, tokenizer, [question])
     reply = generate(hf, tokenizer, [chat_text(tokenizer, question)], words)[0].strip()
     print(reply.split(" .")[0].splitlines()[0] if reply else "(nothing)")
 

@@ -140,10 +140,10 @@ class Clock(dict[str, float]):
         parts = {**self, "other": total - sum(self.values())}
         return f"{total:.0f} s: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
 
-# %% ../../nbs/workshop/console.ipynb #44f2b3ac
+# %% ../../nbs/workshop/console.ipynb #1b46d663
 def path(text: str) -> Path:
     "A path with ~ expanded."
-    return expanded(text)
+    return expanded(str(text))  # a file of options may hold a number
 
 # %% ../../nbs/workshop/console.ipynb #4f0bdab7
 folder, file = (partial(typer.Option, parser=path, metavar=kind) for kind in ("FOLDER", "FILE"))
@@ -203,7 +203,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], file(
     help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #ecabe733
+# %% ../../nbs/workshop/console.ipynb #ed44ff8f
 def load(
     setup: str, people: Path | None = None, names: Sequence[str] = (), only: bool = False,
     alias: Sequence[str] | None = None, no_chat: bool = False, **options: Any,
@@ -237,9 +237,9 @@ def check_methods(methods: Sequence[str]) -> None:
 
 def check_settings(exp: "Experiment", method: str, wishes: dict[str, Any]) -> None:
     "Raise UserError for settings that no run could have, before anything is asked or trained."
-    from samu.workshop import lm, loop
-    config = loop.configure(exp.settings, loop.method_named(method), wishes)
-    lm.trained_weights(exp.model, config.blocks, config.weights, exp.layer)
+    from samu.workshop import loop
+    chosen = loop.method_named(method)
+    loop.refuse_above_site(exp, chosen, loop.configure(exp.settings, chosen, wishes))
 
 def numbers(text: str) -> list[int]:
     "Numbers from the command line, each once. Raises UserError for anything else."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'MOST', 'LOGITS', 'PLACES', 'load_methods', 'method_named', 'check_number', 'configure', 'copies', 'Trainer',
-           'start_trainer', 'training', 'SiteReader', 'Task', 'task_of', 'prepared', 'kl_at_some', 'History', 'Run',
-           'run_key', 'run_once']
+           'start_trainer', 'training', 'SiteReader', 'Task', 'task_of', 'refuse_above_site', 'prepared', 'kl_at_some',
+           'History', 'Run', 'run_key', 'run_once']
 
 # %% ../../nbs/workshop/loop.ipynb #13be8a07
 import difflib, json, math, random
@@ -183,7 +183,7 @@ class SiteReader:
         with starting_at(self.exp.model, self.first, self.entries[id(batch)][1]):
             return residuals_at(self.exp.model, batch, self.exp.layer)
 
-# %% ../../nbs/workshop/loop.ipynb #3918e6e7
+# %% ../../nbs/workshop/loop.ipynb #09f43ef7
 @dataclass
 class Task:
     "Everything that a method may see."
@@ -245,9 +245,17 @@ def task_of(
         retain_answers=batches(exp.tokenizer, answered, batch_tokens=size, device=exp.device))
 
 
+def refuse_above_site(exp: Experiment, method: Method, config: LoopConfig) -> None:
+    "Raise UserError where an objective at the site cannot change what it reads: all trained blocks lie above."
+    first = SiteReader(exp, config).first
+    if first > exp.layer and all(part in OBJECTIVES for part in method.name.split("+")):
+        raise UserError(f"{method.name!r} reads after block {exp.layer}, and the first trained block is {first}; "
+                        f"train blocks up to {exp.layer}, or choose a later layer")
+
 @torch.no_grad()
 def prepared(task: Task, method: Method) -> tuple[Callable[[int], Tensor], list[list[Batch]]]:
     "What must be known of the model before it is trained."
+    refuse_above_site(task.exp, method, task.config)
     draws = task.draws(task.config.retain)
     freeze = RETAIN[task.config.retain].freeze if draws[0] else None
     loss = method.prepare(task)

@@ -10,7 +10,7 @@ __all__ = ['PART_MODULES', 'DType', 'People', 'CARD_WORDS', 'HUB_FILES', 'GEMMA_
            'folder_table', 'experiment_card', 'load_saved', 'hub_folder', 'convert_gguf', 'gemma_folder',
            'gemma_settings', 'load_gemma', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #40643f95
+# %% ../../nbs/workshop/setups.ipynb #56000135
 import importlib, json, random, re, tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +27,7 @@ from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts,
                                   default_prompts, find_entity, is_right, ordinary_prose, read_entities,
                                   read_prompts, real_entities, real_prompts, tidy, with_added)
-from .lm import anatomy, generate, load_config, load_lm
+from .lm import anatomy, check_fits, generate, load_config, load_lm
 from .names import made_names
 from .privacy import read_card
 from .chat import REPLY_TOKENS, adds_bos, bare, chat_prompts, has_template
@@ -222,7 +222,7 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #636934aa
+# %% ../../nbs/workshop/setups.ipynb #13fb07b6
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
 
 def _weights_hash(folder: Path) -> str:
@@ -246,6 +246,7 @@ def experiment(
     check_prompts(entities, prompts)
     hf, tokenizer = load_lm(folder, device, _dtype_named(dtype))
     check_names(entities, tokenizer)
+    check_fits(hf, tokenizer, [*(e.name for e in entities), *(p.text for p in prompts)])
     start = tokenizer.bos_token if adds_bos(tokenizer) else None
     twice = next((p.text for p in prompts if start and start in p.text), None)
     if twice is not None:

@@ -176,7 +176,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"a key comes twice among {', '.join(k for k, _ in pairs)}")
     return dict(pairs)
 
-# %% ../../nbs/workshop/tables.ipynb #999f5996
+# %% ../../nbs/workshop/tables.ipynb #622a33cb
 def aliased(
     entity: Entity,
     aliases: Iterable[str],  # may be empty
@@ -282,6 +282,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:  # in the order of the file
                             "the answer would have to start inside it")
         if split not in ("loss", "score"):
             raise UserError(f"{place}: 'split' is loss or score, not {split!r}")
+        if form not in ("statement", "question"):
+            raise UserError(f"{place}: 'form' is statement or question, not {form!r}")
         if splits.setdefault(text, split) != split:
             raise UserError(f"{place}: this prompt stands above for {splits[text]!r}; what a loss reads does "
                             "not measure")
