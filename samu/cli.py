@@ -125,9 +125,9 @@ def save(runs: Sequence["Run"], rows: list[dict], said: list[dict], out: Path, c
     print(f"{clock.text()}\nwritten to {out}: report.json, report.csv, figure.png, samu.log, model/")
     push(out / "model", c.options_used().get("push_to"))
 
-# %% ../nbs/13_command_line.ipynb #52f5c70c
+# %% ../nbs/13_command_line.ipynb #3b31f0fe
 @app.command()
-def demo(out: c.Out = Path("out/demo"), seed: c.Seed = 0) -> None:
+def demo(out: c.Out = Path("out/demo"), seed: c.WorldSeed = 0) -> None:
     "Invent a hundred people, train a model on them, and make it forget one, in three ways."
     clock = c.Clock()
     with clock.part("loading"):
@@ -156,7 +156,7 @@ def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bar
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #ecdd12a9
+# %% ../nbs/13_command_line.ipynb #cccbd733
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
@@ -177,8 +177,8 @@ def unlearn(
         options: dict[str, Any] = dict(steps=steps, lr=lr, blocks=trained, lora_rank=lora_rank)
         c.check_settings(exp, method or exp.settings.objective, options)
     targets = prepare(exp, names, sae, clock, keep_fact or ())
-    forget(exp, targets, [method or exp.settings.objective], out, seed, clock, **options, keep_facts=keep_fact,
-           in_turn=in_turn)
+    options |= dict(keep_facts=keep_fact, in_turn=in_turn)
+    forget(exp, targets, [method or exp.settings.objective], out, seed, clock, **options)
 
 # %% ../nbs/13_command_line.ipynb #efe2eb3f
 @app.command()

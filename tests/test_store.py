@@ -545,6 +545,9 @@ def test_a_name_is_taken_once():
         animals.add("cat", 5, there)
     with pytest.raises(UserError, match="did you mean cat"):
         animals.get_or_raise("cta")
+    with pytest.raises(UserError, match="must be a function, not a partial; write a def around it"):
+        registry.objective(partial(print), name="odd")
+    assert "odd" not in registry.OBJECTIVES
 
 
 def test_import_is_light():

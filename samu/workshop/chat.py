@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from .store import UserError
 from .tables import Prompt, Question
 
-# %% ../../nbs/workshop/chat.ipynb #5639729e
+# %% ../../nbs/workshop/chat.ipynb #42a29acf
 REPLY_TOKENS = 40
 
 def has_template(
@@ -38,8 +38,8 @@ def chat_text(
     try:
         text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
-        raise UserError(f"the chat template cannot be used ({error}); mend tokenizer_config.json, or load the "
-                        "model without its template (chat=False, --no-chat)") from None
+        raise UserError(f"the chat template cannot be used ({error}); mend tokenizer_config.json, or load "
+                        "the model without its template (chat=False, --no-chat)") from None
     if text.count(request) != 1:
         raise UserError("the chat template does not hold the request as it was written, so no name can be "
                         "found in it; load the model without its template (chat=False, --no-chat)")

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'LOCKS', 'MEMORY', 'folder', 'file', 'Setup', 'Out', 'Seed',
-           'People', 'Only', 'Dictionary', 'Device', 'Layer', 'Names', 'Method', 'Steps', 'Rank', 'Grade', 'Bare',
-           'Methods', 'Seeds', 'Workers', 'Results', 'Page', 'Dtype', 'Lr', 'Alias', 'KeepFact', 'NoChat', 'InTurn',
-           'Resume', 'PushTo', 'Base', 'Blocks', 'KeepNames', 'Config', 'Saved', 'Question', 'Words', 'Clear', 'Kind',
-           'Debug', 'Code', 'sentence', 'run_command', 'quiet', 'cell_text', 'shown', 'show', 'Clock', 'path', 'load',
-           'added', 'check_methods', 'check_settings', 'numbers', 'block_range', 'config_defaults', 'options_used',
-           'open_log', 'begin', 'check_words', 'saved_model', 'writable', 'plain', 'write_report', 'draw',
-           'save_comparison']
+           'WorldSeed', 'People', 'Only', 'Dictionary', 'Device', 'Layer', 'Names', 'Method', 'Steps', 'Rank', 'Grade',
+           'Bare', 'Methods', 'Seeds', 'Workers', 'Results', 'Page', 'Dtype', 'Lr', 'Alias', 'KeepFact', 'NoChat',
+           'InTurn', 'Resume', 'PushTo', 'Base', 'Blocks', 'KeepNames', 'Config', 'Saved', 'Question', 'Words', 'Clear',
+           'Kind', 'Debug', 'Code', 'sentence', 'run_command', 'quiet', 'cell_text', 'shown', 'show', 'Clock', 'path',
+           'load', 'added', 'check_methods', 'check_settings', 'numbers', 'block_range', 'config_defaults',
+           'options_used', 'open_log', 'begin', 'check_words', 'saved_model', 'writable', 'plain', 'write_report',
+           'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #25c31c06
 import csv, errno, io, json, logging, re, sys, time, traceback, warnings
@@ -31,7 +31,7 @@ try:
 except ImportError:
     sys.exit("samu: the command line needs two more packages; run: pip install typer rich")
 
-# %% ../../nbs/workshop/console.ipynb #aad25099
+# %% ../../nbs/workshop/console.ipynb #989f6d12
 MENDABLE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EEXIST,
             errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.EIO}
 FULL = ("no space left on device", "os error 28", "code: 28", "disk is full")
@@ -39,7 +39,7 @@ LOG, LOG_FILE, BEGAN, DONE = logging.getLogger("samu"), "samu.log", "began: ", "
 LOCKS: list[Any] = []  # of the folder that a command writes to, until it ends
 LOG.setLevel(logging.INFO)
 LOG.propagate = False
-MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "terminated abruptly")  # a worker
 
 def sentence(error: BaseException) -> str | None:  # None: a bug
     "What to tell the user about an error that the user can mend."
@@ -145,17 +145,18 @@ def path(text: str) -> Path:
     "A path with ~ expanded."
     return expanded(str(text))  # a file of options may hold a number
 
-# %% ../../nbs/workshop/console.ipynb #4f0bdab7
+# %% ../../nbs/workshop/console.ipynb #30da332d
 folder, file = (partial(typer.Option, parser=path, metavar=kind) for kind in ("FOLDER", "FILE"))
 
 Setup = Annotated[str, typer.Option(help="name of a setup, a folder with a model, or a hub id")]
 Out = Annotated[Path, folder(help="for the results")]
 Seed = Annotated[int, typer.Option(help="of the choice and order of retained texts", min=0, max=10**9)]
+WorldSeed = Annotated[int, typer.Option("--seed", help="of the world and of the loop", min=0, max=10**9)]
 People = Annotated[Optional[Path], file(
     help="CSV or JSON table of your own people, added to the setup's")]
 Only = Annotated[bool, typer.Option("--only", help="the table of --people in place of the setup's")]
 Dictionary = Annotated[Optional[Path], folder(
-    help="an SAE as SAELens or Gemma Scope 2 writes it; trained if left out")]
+    help="an SAE of SAELens, Gemma Scope 1 or 2, or Llama Scope; trained if left out")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda or mps; the fastest there is if left out")]
 Layer = Annotated[Optional[int], typer.Option(help="the site is after this block; the setup's if left out")]
 Names = Annotated[list[str], typer.Argument(help="who is to be forgotten; samu entities lists them")]
@@ -203,7 +204,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], file(
     help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #ed44ff8f
+# %% ../../nbs/workshop/console.ipynb #cc551c0d
 def load(
     setup: str, people: Path | None = None, names: Sequence[str] = (), only: bool = False,
     alias: Sequence[str] | None = None, no_chat: bool = False, **options: Any,
@@ -214,6 +215,8 @@ def load(
     quiet()
     from samu.workshop import setups, tables
     known = SETUPS[setup].people if setup in SETUPS else None
+    if setup not in SETUPS and any((path(setup) / f"entities.{end}").is_file() for end in ("csv", "json")):
+        known = partial(tables.read_entities, setups.folder_table(path(setup)))
     if people is not None or known is not None:
         table = [] if people is None else tables.read_entities(people)
         table += known() if known is not None and (people is None or not only) else []
@@ -305,7 +308,8 @@ def open_log(out: Path, *files: str) -> None:
     try:
         LOCKS[-1].acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another command is writing to {str(out)!r}; wait for it, or choose another --out") from None
+        why = f"another command is writing to {str(out)!r}; wait for it, or choose another --out"
+        raise UserError(why) from None
     (out / LOG_FILE).touch(0o600)
     list_output(out, [LOG_FILE, *files])
     handler = logging.FileHandler(out / LOG_FILE, encoding="utf-8", errors="backslashreplace")

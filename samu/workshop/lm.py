@@ -88,9 +88,9 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #2963498b
+# %% ../../nbs/workshop/lm.ipynb #d24ba749
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, UnpicklingError,
-           StrictDataclassError)  # what transformers raises about files, whatever it is that is wrong with them
+           StrictDataclassError)  # what transformers raises about files, whatever is wrong with them
 
 @contextmanager
 def _reading(folder: str | Path) -> Iterator[None]:
@@ -154,8 +154,8 @@ def check_fits(
     rows = anatomy(hf).embed.weight.shape[0]
     highest = max([pad_id(tokenizer), *(i for ids, _ in encode(tokenizer, texts) for i in ids)])
     if highest >= rows:
-        raise UserError(f"the tokenizer writes token {highest}, but the model has only {rows}; they do not belong "
-                        "together: put the model's own tokenizer into its folder")
+        raise UserError(f"the tokenizer writes token {highest}, but the model has only {rows}; they do not "
+                        "belong together: put the model's own tokenizer into its folder")
 
 def load_lm(
     folder: str | Path,                        # a Hugging Face folder, or the name of a model on a hub
@@ -551,7 +551,7 @@ def adapter_files(
     text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, default=str)
     return {"adapter/adapter_config.json": text.encode(), "adapter/adapter_model.safetensors": save(tensors)}
 
-# %% ../../nbs/workshop/lm.ipynb #fd4a50c2
+# %% ../../nbs/workshop/lm.ipynb #051ccd71
 CLUTTER = {OURS, "private.json", ".DS_Store", "Thumbs.db", "desktop.ini"}
 LEFT_BEHIND = re.compile(r"\.draft-.*|\..*\.lock")  # by a command that was killed, or is writing
 
@@ -574,7 +574,7 @@ def check_output_folder(folder: str | Path, source: str | Path | None = None) ->
     try:
         target = expanded(folder).resolve()
         there = next(p for p in (target, *target.parents) if p.exists())
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long, a zero byte
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long a name, a zero byte
         raise UserError(f"{str(folder)!r} cannot be a folder ({error}); choose another one") from None
     if source is not None and Path(source).is_dir() and Path(source).resolve().is_relative_to(target):
         raise UserError(f"{str(folder)!r} holds the original model; choose another folder for the result")

@@ -183,7 +183,7 @@ class SiteReader:
         with starting_at(self.exp.model, self.first, self.entries[id(batch)][1]):
             return residuals_at(self.exp.model, batch, self.exp.layer)
 
-# %% ../../nbs/workshop/loop.ipynb #09f43ef7
+# %% ../../nbs/workshop/loop.ipynb #42919380
 @dataclass
 class Task:
     "Everything that a method may see."
@@ -246,11 +246,11 @@ def task_of(
 
 
 def refuse_above_site(exp: Experiment, method: Method, config: LoopConfig) -> None:
-    "Raise UserError where an objective at the site cannot change what it reads: all trained blocks lie above."
+    "Raise UserError where an objective cannot change what it reads: all trained blocks lie above the site."
     first = SiteReader(exp, config).first
     if first > exp.layer and all(part in OBJECTIVES for part in method.name.split("+")):
-        raise UserError(f"{method.name!r} reads after block {exp.layer}, and the first trained block is {first}; "
-                        f"train blocks up to {exp.layer}, or choose a later layer")
+        raise UserError(f"{method.name!r} reads after block {exp.layer}, and the first trained block is "
+                        f"{first}; train blocks up to {exp.layer}, or choose a later layer")
 
 @torch.no_grad()
 def prepared(task: Task, method: Method) -> tuple[Callable[[int], Tensor], list[list[Batch]]]:
@@ -276,7 +276,7 @@ def kl_at_some(task: Task, now: Tensor, frozen: Tensor) -> Tensor:  # []
         entropy = torch.special.entr(was).sum(-1).mean()
     return F.cross_entropy(logits(hf, now[some]).float(), was) - entropy
 
-# %% ../../nbs/workshop/loop.ipynb #15b5b887
+# %% ../../nbs/workshop/loop.ipynb #a823de5f
 @dataclass
 class History:
     "What happened in a run, and whether it may stop."
@@ -293,8 +293,8 @@ class History:
     def check_finite(self, values: Sequence[float]) -> None:
         "Raise UserError for numbers that are none: nothing can be learned from weights like that."
         if not all(map(math.isfinite, values)):
-            raise UserError(f"training ran away within {len(self.losses)} steps, and the weights were put back; "
-                            f"take a smaller step size than {self.config.lr:g}")
+            raise UserError(f"training ran away within {len(self.losses)} steps, and the weights were put "
+                            f"back; take a smaller step size than {self.config.lr:g}")
 
     def check_stop(self, distance: Callable[[], Tensor]) -> bool:  # whether to stop
         "Every few steps, and at both ends, note the distance. Near twice in a row: stop."

@@ -23,7 +23,7 @@ def expanded(path: str | Path) -> Path:
     "A path with ~ expanded, where there is such a home."
     return Path(os.path.expanduser(path))
 
-# %% ../../nbs/workshop/registry.ipynb #352c46aa
+# %% ../../nbs/workshop/registry.ipynb #0c4d4d09
 class Registry(dict[str, T]):
     "Name -> entry, for one kind of thing."
 
@@ -33,7 +33,10 @@ class Registry(dict[str, T]):
         self.owners: dict[str, Any] = {}
 
     def add(self, name: str, entry: T, owner: Any) -> None:
-        "Register what is found under a name. Raises UserError if another definition than `owner` has it."
+        "Register what is found under a name. Raises UserError for a name that is taken, and for no function."
+        if not hasattr(owner, "__qualname__"):
+            raise UserError(f"{self.kind} {name!r} must be a function, not a {type(owner).__name__}; "
+                            "write a def around it")
         first = self.owners[name] if name in self else owner
         if not same_definition(first, owner):
             place = f"{first.__module__}.{first.__qualname__}"
@@ -129,11 +132,11 @@ def first_line(f: Any) -> str:
     "The first line of a docstring; empty if there is none."
     return (f.__doc__ or "").strip().split("\n")[0]
 
-# %% ../../nbs/workshop/registry.ipynb #2a40709e
+# %% ../../nbs/workshop/registry.ipynb #a08f7475
 def adding(registry: Registry[Any], name: str | None, entry: Callable[[str, Any], Any]) -> Callable[[F], F]:
     "A decorator that registers a function."
     def register(f: F) -> F:
-        own = name or f.__name__
+        own = name or getattr(f, "__name__", "")
         registry.add(own, entry(own, f), f)
         return f
     return register

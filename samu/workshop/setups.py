@@ -94,7 +94,7 @@ class Parts:
     centroids: Any             # of their pre-activations (chapter 04)
     probes: Any                # block -> probe of known against unknown (chapter 06)
 
-# %% ../../nbs/workshop/setups.ipynb #64e80fe9
+# %% ../../nbs/workshop/setups.ipynb #7fbe2f8e
 @dataclass(eq=False)
 class Experiment(Parts):
     "A model with its site, entities, prompts and texts. Only a `Run` (chapter 05) changes the weights."
@@ -163,7 +163,7 @@ class Experiment(Parts):
     def refuse_busy(self) -> None:
         "Raise UserError while a run is being made: its weights are neither the old ones nor the new ones."
         if self.busy:
-            raise UserError("another run is being made with this experiment; wait for it, or load another one")
+            raise UserError("another run is being made with this experiment; wait, or load another one")
 
     def find(self, name: str) -> Entity:
         "The entity called `name`. Raises UserError with the nearest names for one that is not there."
@@ -418,7 +418,7 @@ def _load_folder(
     exp = replace(exp, settings=replace(fits, reply_tokens=tokens_for(exp)))
     return with_chat(exp) if chat and has_template(exp.tokenizer) else exp
 
-# %% ../../nbs/workshop/setups.ipynb #731838e3
+# %% ../../nbs/workshop/setups.ipynb #5a979e2a
 def experiment_card(exp: Experiment) -> dict[str, Any]:  # fits into JSON
     "How to load this experiment again; of a saved run, how to load its original."
     source = exp.base or exp
@@ -457,8 +457,8 @@ def load_saved(
     named = ("forgotten",) if "forgotten" in card else ("cases", "name_hashes", "salt")
     lacking = [k for k in (*CARD_WORDS, *named) if k not in card]
     if lacking or "steps_taken" not in card["settings"]:
-        raise UserError(f"{str(file)!r} lacks {[*lacking, 'steps_taken'][0]!r}: it is not as this version of samu "
-                        "writes it; forget again, and save the run")
+        raise UserError(f"{str(file)!r} lacks {[*lacking, 'steps_taken'][0]!r}: it is not as this version of "
+                        "samu writes it; forget again, and save the run")
     source = card["base_setup"] = base or card["base_setup"]
     if source not in SETUPS and not Path(source).is_dir():
         raise UserError(f"the original of {str(folder)!r} is not at {source!r} any more; "

@@ -176,7 +176,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"a key comes twice among {', '.join(k for k, _ in pairs)}")
     return dict(pairs)
 
-# %% ../../nbs/workshop/tables.ipynb #622a33cb
+# %% ../../nbs/workshop/tables.ipynb #c807502f
 def aliased(
     entity: Entity,
     aliases: Iterable[str],  # may be empty
@@ -209,7 +209,7 @@ def refuse_repeated(
         for answer in answers:
             if f" {plain(answer)} " in f" {plain(entity.name)} ":
                 raise UserError(f"the answer {answer!r} stands in the name {entity.name!r}, so recall of "
-                                f"{attribute!r} cannot be told from repeating the name; take it out of the table")
+                                f"{attribute!r} cannot be told from repeating the name; take the fact out")
 
 def _row_parts(row: dict[str, str], place: str) -> tuple[str, str, str, tuple[str, ...]]:
     "Name, kind, attribute, answers. Raises UserError for a gap, and for what cannot be read or measured."
@@ -238,7 +238,8 @@ def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
         for column, word in zip(COLUMNS, (name, kind, attribute), strict=False):
             first = spelling.setdefault((column, word.casefold()), word)
             if first != word:
-                raise UserError(f"{place}: {word!r} is spelled {first!r} above; spell each {column} in one way")
+                raise UserError(f"{place}: {word!r} is spelled {first!r} above; "
+                                f"spell each {column} in one way")
         if kinds.setdefault(name, kind) != kind:
             raise UserError(f"{place}: {name!r} is of kind {kind!r} here and of kind {kinds[name]!r} above; "
                             "a name has one kind")
