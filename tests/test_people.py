@@ -57,3 +57,8 @@ def test_added_to_the_folders_table_or_in_its_place(tmp_path):
     assert {("person", "hobby"), ("person", "job"), ("person", "town")} <= asked
     package = setups.read_people(setups.Added(own))
     assert len(package[0]) > 300 and len(package[1]) > 100
+
+
+def test_who_stands_in_two_tables_is_one_person():
+    both = [tables.Entity("Zoë Quist", "person", dict(town=("Ulm",))), tables.Entity("Zoë Quist", "person", dict(town=("Bern",)))]
+    assert tables.find_entity(both, "zoë quist", "x") is both[0]

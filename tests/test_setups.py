@@ -150,7 +150,8 @@ def saved(exp, folder):
     "As `Run.save` does it, without a run."
     exp.model.save_pretrained(folder)
     exp.tokenizer.save_pretrained(folder)
-    (folder / "samu.json").write_text(json.dumps(experiment_card(exp)))
+    run = dict(method="match", seed=0, settings=dict(steps_taken=1), weights_sha256="", table_hash="", forgotten=[])
+    (folder / "samu.json").write_text(json.dumps(experiment_card(exp) | run))
     return folder
 
 

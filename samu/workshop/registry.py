@@ -132,11 +132,11 @@ def first_line(f: Any) -> str:
     "The first line of a docstring; empty if there is none."
     return (f.__doc__ or "").strip().split("\n")[0]
 
-# %% ../../nbs/workshop/registry.ipynb #a08f7475
+# %% ../../nbs/workshop/registry.ipynb #4cd48ca5
 def adding(registry: Registry[Any], name: str | None, entry: Callable[[str, Any], Any]) -> Callable[[F], F]:
     "A decorator that registers a function."
     def register(f: F) -> F:
-        own = name or getattr(f, "__name__", "")
+        own = name or str(getattr(f, "__name__", ""))
         registry.add(own, entry(own, f), f)
         return f
     return register

@@ -176,7 +176,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"a key comes twice among {', '.join(k for k, _ in pairs)}")
     return dict(pairs)
 
-# %% ../../nbs/workshop/tables.ipynb #c807502f
+# %% ../../nbs/workshop/tables.ipynb #87585c19
 def aliased(
     entity: Entity,
     aliases: Iterable[str],  # may be empty
@@ -204,10 +204,11 @@ def parted(
 def refuse_repeated(
     entity: Entity,  # to be forgotten
 ) -> None:
-    "Raise UserError for a fact whose answer stands in the name: who repeats the name would seem to know it."
+    "Raise UserError for an answer that is a part of the name: who repeats the name would seem to know it."
     for attribute, answers in entity.facts.items():
         for answer in answers:
-            if f" {plain(answer)} " in f" {plain(entity.name)} ":
+            said, name = plain(answer), plain(entity.name)
+            if said != name and f" {said} " in f" {name} ":
                 raise UserError(f"the answer {answer!r} stands in the name {entity.name!r}, so recall of "
                                 f"{attribute!r} cannot be told from repeating the name; take the fact out")
 
@@ -327,7 +328,7 @@ def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None
                 raise UserError(f"no prompt with split {split!r} asks for {attribute!r} of kind {kind!r} "
                                 f"(there are prompts for {kinds}); add one, or leave the prompts out")
 
-# %% ../../nbs/workshop/tables.ipynb #a82c5893
+# %% ../../nbs/workshop/tables.ipynb #f0e9534e
 def check_names(entities: Sequence[Entity], tokenizer: Any) -> None:
     "Raise UserError for a name that the tokenizer cannot write, and an alias that is another one's name."
     owners = {tidy(e.name).casefold(): e.name for e in entities}
@@ -345,8 +346,8 @@ def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     "The entity called `name`. Raises UserError with the nearest names for one that is not there."
     wanted = tidy(name).casefold()
     by_name = [e for e in entities if wanted == tidy(e.name).casefold()]
-    found = by_name or [e for e in entities if wanted in [tidy(n).casefold() for n in e.aliases]]
-    if len(found) > 1:
+    found = by_name[:1] or [e for e in entities if wanted in [tidy(n).casefold() for n in e.aliases]]
+    if len({e.name for e in found}) > 1:
         raise UserError(f"{name!r} may be {' or '.join(repr(e.name) for e in found)}; give the whole name")
     if found:
         return found[0]
