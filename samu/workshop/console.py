@@ -56,7 +56,7 @@ def sentence(error: BaseException) -> str | None:  # None: a bug
         return f"{error.filename}: {error.strerror}"
     return None
 
-# %% ../../nbs/workshop/console.ipynb #24a45393
+# %% ../../nbs/workshop/console.ipynb #e13e2e59
 def run_command(command: Callable[[], Any]) -> None:
     "Run a command. Errors that the user can mend end in one line and exit code 2; an interrupt in 130."
     for stream in (sys.stdout, sys.stderr):
@@ -81,6 +81,8 @@ def run_command(command: Callable[[], Any]) -> None:
         sys.exit(130)
     finally:
         LOG.handlers.clear()
+        while LOCKS:
+            LOCKS.pop().release()
 
 def quiet() -> None:
     "No warnings and no loading bars of other packages; our own progress bars stay."
