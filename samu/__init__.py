@@ -39,7 +39,11 @@ def load(
     from samu.workshop.setups import load as load_setup
     return load_setup(str(name), people=people, seed=seed, device=device, layer=layer, dtype=dtype)
 
-# %% ../nbs/workshop/api.ipynb #35d2b4c8
+# %% ../nbs/workshop/api.ipynb #0cf43f6e
+def _several(names: str | Sequence[str]) -> list[str]:
+    "One name, or several, as a list."
+    return [names] if isinstance(names, str) else list(names)
+
 def unlearn(
     exp: "Experiment",             # its model is changed in place
     target: str | Sequence[str],   # who is to be forgotten; one name or several
@@ -59,16 +63,16 @@ def unlearn(
     "Make the model forget. Raises UserError for names that are not known, and for impossible settings."
     wishes: dict[str, Any] = dict(steps=steps, lr=lr, retain_weight=retain_weight, blocks=blocks,
                                   weights=weights, lora_rank=lora_rank,
-                                  keep_facts=tuple(keep_facts) if keep_facts else None)
+                                  keep_facts=tuple(_several(keep_facts)) if keep_facts else None)
     given = {k: v for k, v in wishes.items() if v is not None}
-    names = [target] if isinstance(target, str) else list(target)
+    names = _several(target)
     if len(names) == 1:
         from samu.forgetting import unlearn as forget
         return forget(exp, names, method, seed, **given)
     from samu.many import unlearn_many
     return unlearn_many(exp, names, method, "in turn" if in_turn else "at once", seed, **given)
 
-# %% ../nbs/workshop/api.ipynb #79d3ff19
+# %% ../nbs/workshop/api.ipynb #807be02f
 def evaluate(
     run: "Run",        # its weights may be in the model or not
 ) -> "pd.Series":      # metric -> value, with the method's name
@@ -78,15 +82,15 @@ def evaluate(
 
 def compare(
     exp: "Experiment",              # its model is the original again afterwards
-    targets: Sequence[str],         # forgotten one at a time
-    methods: Sequence[str],         # names, as for `unlearn`
+    targets: str | Sequence[str],   # forgotten one at a time
+    methods: str | Sequence[str],   # names, as for `unlearn`
     seeds: Sequence[int] = (0,),    # of the loop
     file: str | Path | None = None, # CSV that keeps the rows, safe for several processes
     workers: int = 1,               # processes; each loads its own model
 ) -> "pd.DataFrame":                # a row for each target, seed and method, and for the originals
     "Methods, people and seeds side by side (chapter 06)."
     from samu.evaluation import compare as side_by_side
-    return side_by_side(exp, targets, methods, seeds, file=file, workers=workers)
+    return side_by_side(exp, _several(targets), _several(methods), seeds, file=file, workers=workers)
 
 def audit(
     run: "Run | str | Path",  # a run, or the folder of a saved model

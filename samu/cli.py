@@ -44,19 +44,19 @@ def main() -> None:
     "The entry point of the command `samu`."
     c.run_command(lambda: app(prog_name="samu"))
 
-# %% ../nbs/13_command_line.ipynb #1936b39f
+# %% ../nbs/13_command_line.ipynb #d26c7785
 def prepare(
     exp: "Experiment", names: Sequence[str], sae: Path | None, clock: c.Clock, kept: Sequence[str] = (),
 ) -> list["Entity"]:
     "Make what forgetting needs; the targets, with known facts. Raises UserError for one that is not known."
     from samu.entities import split_for
     from samu.workshop.sae_files import load_sae
+    if sae:
+        exp.sae = load_sae(sae, exp)
     with clock.part("grading"):
         splits = [split_for(exp, name, kept) for name in dict.fromkeys(names)]
-    with clock.part("dictionary"):
-        exp.sae = load_sae(sae, exp) if sae else exp.sae
-    with clock.part("latents"):
-        for part in ("latents", "centroids"):
+    for part, name in (("sae", "dictionary"), ("latents", "latents"), ("centroids", "latents")):
+        with clock.part(name):
             getattr(exp, part)
     return [replace(s.target, facts=s.target.facts | s.kept.facts) for s in splits]
 
@@ -125,9 +125,9 @@ def save(runs: Sequence["Run"], rows: list[dict], said: list[dict], out: Path, c
     print(f"{clock.text()}\nwritten to {out}: report.json, report.csv, figure.png, samu.log, model/")
     push(out / "model", c.options_used().get("push_to"))
 
-# %% ../nbs/13_command_line.ipynb #52f5c70c
+# %% ../nbs/13_command_line.ipynb #3b31f0fe
 @app.command()
-def demo(out: c.Out = Path("out/demo"), seed: c.Seed = 0) -> None:
+def demo(out: c.Out = Path("out/demo"), seed: c.WorldSeed = 0) -> None:
     "Invent a hundred people, train a model on them, and make it forget one, in three ways."
     clock = c.Clock()
     with clock.part("loading"):
@@ -156,7 +156,7 @@ def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bar
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #91e4399d
+# %% ../nbs/13_command_line.ipynb #cccbd733
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
@@ -174,11 +174,13 @@ def unlearn(
         trained = c.block_range(blocks)
         exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype)
         c.writable(out, str(exp.folder))
+        options: dict[str, Any] = dict(steps=steps, lr=lr, blocks=trained, lora_rank=lora_rank)
+        c.check_settings(exp, method or exp.settings.objective, options)
     targets = prepare(exp, names, sae, clock, keep_fact or ())
-    forget(exp, targets, [method or exp.settings.objective], out, seed, clock, steps=steps, lr=lr,
-           blocks=trained, lora_rank=lora_rank, keep_facts=keep_fact, in_turn=in_turn)
+    options |= dict(keep_facts=keep_fact, in_turn=in_turn)
+    forget(exp, targets, [method or exp.settings.objective], out, seed, clock, **options)
 
-# %% ../nbs/13_command_line.ipynb #5e6d10ea
+# %% ../nbs/13_command_line.ipynb #efe2eb3f
 @app.command()
 def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
             workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None,
@@ -194,7 +196,7 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
         exp = c.load(setup, people, names, only, no_chat=no_chat, device=device)
     chosen = chosen or [exp.settings.objective, "mean_residual", "npo", "ga"]
     targets = [e.name for e in prepare(exp, names, None, clock)]
-    c.open_log(out)
+    c.open_log(out, "rows.csv")
     with clock.part("comparing"):
         rows = samu.compare(exp, targets, list(dict.fromkeys(chosen)), loops, out / "rows.csv", workers)
     c.save_comparison(exp, rows, out, clock)

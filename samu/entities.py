@@ -6,14 +6,14 @@
 __all__ = ['ask_about', 'questions', 'recall', 'namesakes', 'renamed', 'few_prompts', 'grade_replies', 'ask_table', 'ask_unknown',
            'grades', 'known', 'Roles', 'deal', 'roles', 'Split', 'known_entity', 'split_for']
 
-# %% ../nbs/01_entities.ipynb #4e4f0961
+# %% ../nbs/01_entities.ipynb #ee032b0b
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 import pandas as pd
 from .workshop.registry import UserError, part
-from .workshop.tables import Entity, Prompt, Question, is_right, parted
+from .workshop.tables import Entity, Prompt, Question, is_right, parted, refuse_repeated
 from .workshop.setups import Experiment
 from .workshop.names import MIN_RIGHT, grade_unknown
 
@@ -199,7 +199,7 @@ def known_entity(exp: Experiment, name: str) -> Entity:  # with the facts that t
                         "samu entities --grade known lists who is")
     return next(e for e in exp.known if e.name == name)
 
-# %% ../nbs/01_entities.ipynb #9b587636
+# %% ../nbs/01_entities.ipynb #3db0fdb7
 def split_for(exp: Experiment, target: str, kept: Sequence[str] = ()) -> Split:
     "The split of a name; `kept` attributes stay. Raises UserError if it or its neighbours are not known."
     entity, roles = known_entity(exp, target), exp.roles
@@ -212,5 +212,6 @@ def split_for(exp: Experiment, target: str, kept: Sequence[str] = ()) -> Split:
         raise UserError("there are fewer than 5 unknown names; add entities, so that more can be made")
     retain = sorted(rest[0], key=lambda e: e.kind != entity.kind)
     go, stay = parted(entity, kept)
+    refuse_repeated(go)
     unknown = roles.unknown_loss, roles.unknown_score
     return Split(go, tuple(retain), tuple(kin), tuple(others), *unknown, stay)

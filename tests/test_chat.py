@@ -7,6 +7,7 @@ from samu.entities import questions
 from samu.workshop import chat, setups
 from samu.workshop.batching import batches, encode, name_spans
 from samu.workshop.lm import generate
+from samu.workshop.registry import UserError
 
 TEMPLATE = ("{% for m in messages %}{{ '<s>' if loop.first }}[{{ m['role'] }}] {{ m['content'] }} [end]\n"
             "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}")
@@ -41,6 +42,16 @@ def test_every_family(folder):
         assert all(t.strip() in " ".join(q.name for q in asked) for t in found if t.strip())
     replies = exp.ask(asked)
     assert replies == generate(exp.model, exp.tokenizer, [q.text for q in asked], 40)
+
+
+def test_a_template_that_cannot_be_used_is_one_sentence():
+    tok = copy.deepcopy(tiny.tokenizer())
+    for template, says in (("{{ half", "cannot be used"), ("{{ raise_exception('no system') }}", "no system"),
+                           ("hello", "does not hold the request")):
+        tok.chat_template = template
+        with pytest.raises(UserError, match=says) as error:
+            chat.chat_text(tok, "Who?")
+        assert "--no-chat" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_template_can_be_left_out(folder):

@@ -67,6 +67,7 @@ def test_plan_needs_no_weights(samu, setup, tmp_path):
 def test_purge_says_what_it_cannot_reach(samu, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text(json.dumps(dict(target=["Roger Federer"])))
+    (tmp_path / "out" / ".samu").write_text("report.json\n")
     code, out, err = samu("purge", "Roger Federer", "out")
     assert code == 0 and "removed" in out and "Out of reach" in out, err[-2000:]
     assert not (tmp_path / "out" / "report.json").exists()
@@ -94,14 +95,58 @@ def test_words_of_a_file(tmp_path):
         console.config_defaults(tmp_path / "none.toml", commands)
 
 
+def test_a_log_that_was_cut_off_is_begun_again(tmp_path):
+    for text in ("", "half a li", "2026 began: {\n", "2026 began: {}\n2026 done\n"):
+        (tmp_path / console.LOG_FILE).write_text(text)
+        console.begin(tmp_path, True)  # without a report nothing has finished
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path):
+    from filelock import FileLock
+    from samu.workshop.store import LOCK
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / LOCK), pytest.raises(UserError, match="another command is writing to .*choose another --out"):
+        console.open_log(out)
+    try:
+        console.open_log(out, "rows.csv")
+    finally:
+        console.LOG.handlers.clear()
+        console.LOCKS.clear()
+
+
+def test_settings_are_checked_before_anything_is_asked(samu, setup):
+    name = tiny.people(40)[3]
+    for option, says in ((["--lr", "inf"], "lr must be"), (["--blocks", "5-5"], "first trained block is 5"),
+                         (["--blocks", "2-99"], "no blocks 2 to 99"), (["--out", "x" * 300], "cannot be a folder")):
+        code, out, err = samu("unlearn", name, "--setup", setup, *option)
+        assert code == 2 and says in err and err.startswith("samu: ") and len(err.splitlines()) == 1, err[-2000:]
+
+
+def test_a_sweep_writes_into_no_folder_of_others(samu, setup, tmp_path):
+    (tmp_path / "run.sh").touch(0o755)
+    code, out, err = samu("sweep", setup / "entities.csv", "--setup", setup, "--out", ".")
+    assert code == 2 and "'run.sh', which samu did not write" in err
+    (tmp_path / "names.csv").write_text("name\n\n")
+    code, out, err = samu("sweep", "names.csv", "--setup", setup, "--out", "s")
+    assert code == 2 and "names.csv holds no names" in err
+
+
 def test_blocks():
     assert [console.block_range(t) for t in (None, "site", "all", "3-9")] == [None, "site", "all", (3, 9)]
-    with pytest.raises(UserError, match="two numbers"):
-        console.block_range("3 to 9")
+    for text in ("3 to 9", "²-3", "", "-1-3"):
+        with pytest.raises(UserError, match="two numbers"):
+            console.block_range(text)
+    for text in ("²", "", "1,,2", "9" * 20):
+        with pytest.raises(UserError, match="whole numbers"):
+            console.numbers(text)
 
 
 def test_a_config_file_is_used(samu, setup, tmp_path):
     (tmp_path / "c.toml").write_text(f'setup = "{setup}"\n[entities]\ngrade = "wrong"\n')
+    (tmp_path / "n.toml").write_text("people = 7\n")
+    code, out, err = samu("--config", "n.toml", "entities", "--setup", setup)
+    assert code == 2 and "no file '7'" in err
     code, out, err = samu("--config", "c.toml", "entities")
     assert code == 2 and "--grade is known" in err
     code, out, err = samu("--config", "c.toml", "entities", "--grade", "known", "--names")

@@ -14,7 +14,7 @@ from samu.workshop.names import grade_unknown, made_names, matched_names
 from samu.workshop.registry import UserError
 from samu.workshop.setups import Experiment, LoopConfig, Settings
 from samu.workshop.tables import (Entity, Prompt, Question, check_prompts, default_prompts, find_entity, is_right,
-                                  read_entities, read_prompts, real_entities, real_prompts, tidy)
+                                  read_entities, read_prompts, real_entities, real_prompts, refuse_repeated, tidy)
 
 HEAD = "name,kind,attribute,answers\n"
 
@@ -107,6 +107,12 @@ def test_only_known_facts_are_forgotten_or_kept():
     exp = toy()
     exp.grades.loc[exp.grades.name == "Roger Federer", "knows"] = "sport"
     assert list(split_for(exp, "Roger Federer").target.facts) == ["sport"]
+
+
+def test_an_answer_in_the_name_is_no_recall():
+    refuse_repeated(Entity("Paris Hilton", "p", dict(town=("New York",))))
+    with pytest.raises(UserError, match="the answer 'paris' stands in the name 'Paris Hilton'"):
+        refuse_repeated(Entity("Paris Hilton", "p", dict(town=("New York", "paris"))))
 
 
 def test_split_says_what_is_wrong(real):
@@ -292,6 +298,17 @@ def write(folder, text, name="t.csv"):
     (HEAD + "Ada,s,field,x\nAda,s,field,y\n", "t.csv", "row 3: 'field' of 'Ada' is a duplicate"),
     (HEAD + "Ada,s,field,x\nAda,t,place,y\n", "t.csv", "'Ada' is of kind 't' here and of kind 's' above"),
     (HEAD + "Ada,s,field,x\nADA,s,place,y\n", "t.csv", "'ADA' is spelled 'Ada' above"),
+    (HEAD + "Ada,s,field,x\nBea,S,field,y\n", "t.csv", "'S' is spelled 's' above; spell each kind in one way"),
+    (HEAD + "Ada,s,field,x\nBea,s,Field,y\n", "t.csv", "'Field' is spelled 'field' above"),
+    ("name,kind,attribute,answers,answers\nAda,s,field,x,y\n", "t.csv", "has the column 'answers' twice"),
+    (HEAD + "Ada\0,s,field,x\n", "t.csv", "not UTF-8 text (row 2)"),
+    (HEAD + "Ada\x07,s,field,x\n", "t.csv", "holds a character that is no text"),
+    (HEAD + "Ada,s,{name},x\n", "t.csv", "or {name}; take it out"),
+    (HEAD + "Ada,s,field,🦄|!\n", "t.csv", "the answer '🦄' could never count as right"),
+    ('[{"name": "A", "kind": "s", "facts": {"a": "b", "a": "c"}}]', "t.json", "a key comes twice"),
+    ('[{"name": "A", "kind": "s", "facts": {"a": NaN}}]', "t.json", "text or a number, not NaN"),
+    ('[{"name": "A", "kind": "s", "facts": {"a": 1' + "0" * 5000 + "}}]", "t.json", "is not valid JSON"),
+    ("[" * 100_000, "t.json", "is not valid JSON"),
     (HEAD + "Ada,s,place,Lyon,France\n", "t.csv", "row 2: 5 cells for 4 columns"),
     (HEAD + 'Ada,s,place,"Lyon\n' + "Ada,s,x,y\n" * 20_000, "t.csv", "double quote that is not closed"),
     (HEAD, "t.csv", "holds no entities"), ("", "t.csv", "lacks the column 'name'"),
@@ -335,7 +352,9 @@ def test_prompts(tmp_path):
     assert read_prompts(write(tmp_path, head + "s,field,statement,score,The field of {name} is \n")) == [
         Prompt("s", "field", "statement", "score", "The field of {name} is")]
     for row, says in (("s,f,statement,score,The field is", "exactly once"), ("s,f,statement,score,Who is {name}", "may not end"),
-                      ("s,f,statement,train,{name} is", "loss or score, not 'train'"), ("", "holds no prompts")):
+                      ("s,f,statement,train,{name} is", "loss or score, not 'train'"), ("", "holds no prompts"),
+                      ("s,,statement,loss,{name} is", "is empty"), ("s,f,poem,loss,{name} is", "statement or question, not 'poem'"),
+                      ("s,f,statement,loss,{name} is\ns,f,statement,score,{name} is", "stands above for 'loss'")):
         with pytest.raises(UserError, match=says):
             read_prompts(write(tmp_path, head + row + "\n"))
     table = [Entity("A", "s", {"f": ("x",)})]

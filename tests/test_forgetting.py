@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,7 +166,10 @@ def test_precedence_of_settings():
 
 @pytest.mark.parametrize("wishes, says", [
     (dict(step=3), "did you mean 'steps'"), (dict(steps=0), "at least 1"), (dict(keep_fraction=0), "above 0"),
-    (dict(keep_fraction=1.2), "at most 1"), (dict(lora_rank=-1), "at least 0"), (dict(check_every=0), "at least 1")])
+    (dict(keep_fraction=1.2), "at most 1"), (dict(lora_rank=-1), "at least 0"), (dict(check_every=0), "at least 1"),
+    (dict(lr=float("nan")), "not nan"), (dict(lr=-1), "at least 0"), (dict(lr=0), "above 0"), (dict(lr=10**9), "at most"),
+    (dict(steps=2.5), "whole number"), (dict(steps="3"), "whole number"), (dict(steps=True), "whole number"),
+    (dict(retain_weight=float("inf")), "not inf"), (dict(batch_tokens=0), "at least 1")])
 def test_impossible_settings_are_refused(wishes, says):
     with pytest.raises(UserError, match=says):
         configure(Settings(), Method("plain", lambda task: None), wishes)
@@ -188,6 +192,53 @@ def test_stopping_needs_two_hits_in_a_row():
         stops.append(history.check_stop(torch.tensor(distance).clone))
         history.add(torch.zeros(()), torch.zeros(()))
     assert stops == [False, False, False, False, True]
+
+
+def test_a_run_that_runs_away_is_refused(exp):
+    history = History(LoopConfig(steps=9), stops=True)
+    with pytest.raises(UserError, match="ran away within 0 steps.*smaller step size"):
+        history.check_stop(lambda: torch.tensor(float("nan")))
+    history.add(torch.tensor(float("inf")), torch.zeros(()))
+    with pytest.raises(UserError, match="ran away"):
+        history.table()
+    before = weights_of(exp)
+
+    def prepare(task):
+        loss = method_named("match").prepare(task)
+        return lambda step: loss(step) * float("nan")
+
+    with pytest.raises(UserError, match="the weights were put back"):
+        unlearn(exp, TARGET, Method("nan", prepare), steps=2)
+    assert same(weights_of(exp), before) and exp.applied is None and not exp.busy
+
+
+def test_blocks_above_the_site_cannot_change_it(exp):
+    last = exp.n_layers - 1
+    with pytest.raises(UserError, match=f"the first trained block is {last}; train blocks up to {exp.layer}"):
+        unlearn(exp, TARGET, "match", steps=2, blocks=(last, last))
+
+
+def test_one_run_at_a_time(exp):
+    said = []
+
+    def prepare(task):
+        for call in (lambda: exp.ask([]), lambda: unlearn(exp, TARGET, "match", steps=1)):
+            thread = threading.Thread(target=lambda call=call: said.append(refusal(call)))
+            thread.start()
+            thread.join()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(exp, TARGET, Method("nosy", prepare), steps=1)
+    assert len(said) == 2 and all("another run is being made" in s for s in said)
+    assert exp.recall([]) == 0 and not exp.busy
+
+
+def refusal(call):
+    try:
+        call()
+    except UserError as error:
+        return str(error)
 
 
 def test_unknown_words_are_refused(exp):

@@ -345,6 +345,58 @@ def test_folders_that_samu_wrote_may_be_written_again(tmp_path, monkeypatch):
     assert lm.check_output_folder("~/res") == tmp_path / "res"
 
 
+def test_what_a_killed_command_left_is_no_obstacle(tmp_path):
+    lm.list_output(tmp_path, ["rows.csv"])
+    (tmp_path / ".draft-x").mkdir()
+    for name in (".draft-x/config.json", ".draft-y", ".rows.csv.lock", ".samu.lock", "rows.csv"):
+        (tmp_path / name).write_text("")
+    assert lm.check_output_folder(tmp_path) == tmp_path
+
+
+def test_paths_that_are_none(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for folder in (tmp_path / "loop", tmp_path / ("x" * 300), "a\0b"):
+        with pytest.raises(UserError, match="cannot be a folder .*; choose another one"):
+            lm.check_output_folder(folder)
+    assert lm.check_output_folder("~nosuchuser/x").name == "x"
+
+
+def damaged(folder, **config):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda f: damaged(f, num_hidden_layers="six"), "expected int, got str"),
+    (lambda f: damaged(f, num_attention_heads=5), "not a multiple"),
+    (lambda f: damaged(f, hidden_act="none such"), "none such"),
+    (lambda f: damaged(f, dtype="float99"), "float99"),
+    (lambda f: (f / "tokenizer_config.json").write_text("[]"), "cannot be read as a model"),
+    (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read as a model"),
+    (lambda f: (f / "model.safetensors").replace(f / "pytorch_model.bin"), "cannot be read as a model"),
+    (lambda f: not_a_number(f), "'model.norm.weight' .* hold values that are no numbers"),
+])
+def test_a_damaged_folder_is_one_sentence(tmp_path, damage, says):
+    folder, _, _ = tiny.save(tmp_path / "m", layers=3)
+    damage(folder)
+    with pytest.raises(UserError, match=says) as error:
+        lm.load_lm(folder, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def not_a_number(folder):
+    from safetensors.torch import load_file, save_file
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_somebody_elses_tokenizer_is_refused():
+    lm.check_fits(tiny.model(), tiny.tokenizer(), ["A sentence about nothing"])
+    with pytest.raises(UserError, match="the model has only 300; they do not belong together"):
+        lm.check_fits(tiny.model(vocabulary=300), tiny.tokenizer(), ["A sentence about nothing"])
+
+
 def test_what_is_saved_is_what_the_source_had(tmp_path):
     tok, half = tiny.tokenizer(bos=False), tiny.model("llama", fresh=True).bfloat16()
     source, _, _ = tiny.save(tmp_path / "source", tok=tok, hf=half)

@@ -8,11 +8,11 @@ HEAD, ROWS = "name,kind,attribute,answers,alias\n", [
     "Zoë Quist,person,town,Ulm|Neu-Ulm,Zoe Q.|Frau Quist\n", "Bruno Falk,person,town,Bern,\n"]
 
 
-@pytest.mark.parametrize("how", ["semicolons", "tabs", "bom", "utf-16", "utf-16-be", "crlf", "sep line", "capitals"])
+@pytest.mark.parametrize("how", ["semicolons", "tabs", "bom", "utf-16", "utf-16-be", "crlf", "cr", "sep line", "capitals"])
 def test_as_excel_writes_them(tmp_path, how):
     text, file = HEAD + "".join(ROWS), tmp_path / "people.csv"
     changed = {"semicolons": text.replace(",", ";"), "tabs": text.replace(",", "\t"),
-               "crlf": text.replace("\n", "\r\n"), "sep line": "sep=;\r\n" + text.replace(",", ";"),
+               "crlf": text.replace("\n", "\r\n"), "cr": text.replace("\n", "\r"), "sep line": "sep=;\r\n" + text.replace(",", ";"),
                "capitals": text.replace("name,kind", "Name, Kind ")}.get(how, text)
     data = {"bom": b"\xef\xbb\xbf" + text.encode(), "utf-16": text.encode("utf-16"),
             "utf-16-be": b"\xfe\xff" + text.encode("utf-16-be")}.get(how, changed.encode())
@@ -23,9 +23,23 @@ def test_as_excel_writes_them(tmp_path, how):
     assert tables.find_entity([bruno, zoe], "frau quist", "x") is zoe
 
 
+def test_another_name_is_nobody_elses(tmp_path):
+    file = tmp_path / "people.json"
+    file.write_text('[{"name": "Zoë Quist", "kind": "person", "alias": ["Zoe Q.", "Boss"], "facts": {"town": "Ulm"}},'
+                    '{"name": "Bruno Falk", "kind": "person", "alias": "Boss", "facts": {"town": "Bern"}}]', "utf-8")
+    both = tables.read_entities(file)
+    assert both[0].aliases == ("Zoe Q.", "Boss") and tables.find_entity(both, "zoe q.", "x") is both[0]
+    with pytest.raises(UserError, match="may be 'Zoë Quist' or 'Bruno Falk'"):
+        tables.find_entity(both, "Boss", "x")
+    tables.check_names(both, tiny.tokenizer())
+    taken = tables.aliased(both[0], ["BRUNO  Falk"])
+    with pytest.raises(UserError, match="'Bruno Falk' is in the table, too"):
+        tables.check_names([taken, both[1]], tiny.tokenizer())
+
+
 def test_other_encodings_are_refused_in_a_line(tmp_path):
     (tmp_path / "people.csv").write_bytes((HEAD + ROWS[0]).encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8") as e:
+    with pytest.raises(UserError, match=r"not UTF-8 text \(row 2\)") as e:
         tables.read_entities(tmp_path / "people.csv")
     assert len(str(e.value).splitlines()) == 1
 
@@ -43,3 +57,8 @@ def test_added_to_the_folders_table_or_in_its_place(tmp_path):
     assert {("person", "hobby"), ("person", "job"), ("person", "town")} <= asked
     package = setups.read_people(setups.Added(own))
     assert len(package[0]) > 300 and len(package[1]) > 100
+
+
+def test_who_stands_in_two_tables_is_one_person():
+    both = [tables.Entity("Zoë Quist", "person", dict(town=("Ulm",))), tables.Entity("Zoë Quist", "person", dict(town=("Bern",)))]
+    assert tables.find_entity(both, "zoë quist", "x") is both[0]

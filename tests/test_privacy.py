@@ -22,6 +22,8 @@ def cache(tmp_path, monkeypatch):
     (run / "note.json").write_text(json.dumps({"who": "Zoë Quist"}))
     (run / "other.json").write_text("{}")
     (cache_folder("models") / "tokenizer.json").write_text('{"Ulm": 3}')
+    (tmp_path / "cache" / "thesis").mkdir()
+    (tmp_path / "cache" / "thesis" / "acknowledgements.tex").write_text("To my wife")
     return tmp_path / "cache"
 
 
@@ -33,9 +35,12 @@ def results(tmp_path):
                 entities=[dict(name=e.name, kind=e.kind, facts=e.facts) for e in (MARY, OTHER)])
     (out / "model" / "samu.json").write_text(json.dumps(card))
     (out / "report.json").write_text(json.dumps(dict(target=["Zoë Quist"])))
-    (out / "rows.csv").write_text('# how\n"target","seed"\n"Zoë Quist",0\n"Bruno Falk",0\n')
+    (out / "rows.csv").write_text('# how\n"target","settings"\n"Zoë Quist",0\n"Bruno Falk",0\n')
     (out / "figure.png").write_bytes(b"\x89PNG")
     (out / "own.txt").write_text("my notes on zoe quist")
+    (out / "theirs").mkdir()
+    (out / "theirs" / "report.json").write_text("Zoë Quist's report, by somebody else")
+    (out / ".samu").write_text("figure.png\nreport.json\nrows.csv\n")
     return out
 
 
@@ -53,12 +58,12 @@ def search(folder, *words):
 
 
 def test_nothing_is_left_that_is_not_named(cache, results):
-    assert len(search(cache, "Zoë Quist", "Ulm")) >= 3 and len(search(results, "Zoë Quist")) == 3
+    assert len(search(cache, "Zoë Quist", "Ulm")) >= 3 and len(search(results, "Zoë Quist")) == 4
     found = p.purge("zoë  quist", [MARY, OTHER], [results])
     left = {Path(f.place) for f in found if f.done.startswith("left")}
     for folder in (cache, results):
         assert search(folder, "Zoë Quist", "Zoe Quist", "zoe quist", "Ulm", "Neu-Ulm", "glassblower") <= left
-    assert left == {cache / "models" / "tokenizer.json", results / "own.txt"}
+    assert left == {cache / "models" / "tokenizer.json", results / "own.txt", results / "theirs" / "report.json"}
     assert find_many("answers", "abcd") == {"b": " Bern", "d": "ulmus"}
     assert (cache / "run" / "other.json").is_file() and not (results / "figure.png").exists()
     assert "Bruno Falk" in (results / "rows.csv").read_text() and "# how" in (results / "rows.csv").read_text()
@@ -75,7 +80,23 @@ def test_a_missing_folder_is_refused_before_anything_is_deleted(cache, tmp_path)
 def test_other_scripts():
     table = [Entity("山田太郎", "person", dict(town=("東京",), job=("画家",)))]
     terms = p.terms_of("山田太郎", table)
-    assert p.holds("答えは山田太郎さんです", terms)
+    assert p.holds("答えは山田太郎さんです", terms) and p.holds("彼は東京にいる", terms)
+
+
+def test_what_others_keep_beside_the_cache_is_not_read(cache):
+    "Whoever points SAMU_CACHE to a folder with other things in it loses none of them."
+    assert not [f for f in p.purge("To My", [Entity("To my", "person")]) if f.done == "removed"]
+    assert (cache / "thesis" / "acknowledgements.tex").is_file()
+    assert p.terms_of("Bo", [Entity("Bo", "p", dict(town=("St", "Ulm")))]) == ["bo", "ulm"]
+    with pytest.raises(UserError, match="no letter"):
+        p.purge(" ?! ", [])
+
+
+def test_a_damaged_file_of_names_is_refused(results):
+    (results / "private.json").write_text('{"half')
+    for act in (lambda: ship(results / "model"), lambda: p.read_card(results / "model")):
+        with pytest.raises(UserError, match="private.json' is damaged.*put a copy back"):
+            act()
 
 
 def test_only_the_owner_reads_what_names_people(cache, results):

@@ -150,7 +150,8 @@ def saved(exp, folder):
     "As `Run.save` does it, without a run."
     exp.model.save_pretrained(folder)
     exp.tokenizer.save_pretrained(folder)
-    (folder / "samu.json").write_text(json.dumps(experiment_card(exp)))
+    run = dict(method="match", seed=0, settings=dict(steps_taken=1), weights_sha256="", table_hash="", forgotten=[])
+    (folder / "samu.json").write_text(json.dumps(experiment_card(exp) | run))
     return folder
 
 
@@ -172,7 +173,10 @@ def test_a_saved_run_knows_its_original_and_its_table(model, tmp_path):
 def test_a_saved_run_that_cannot_be_loaded_says_why(model, tmp_path):
     out = saved(load(str(model)), tmp_path / "out")
     card = json.loads((out / "samu.json").read_text())
-    for text, says in (("{", "is not as samu wrote it"), ("{}", "is not as samu wrote it"), ("[1]", "is not as samu wrote it"),
+    older = {k: v for k, v in card.items() if k != "table_hash"}
+    for text, says in (("{", "is damaged"), ("{}", "lacks 'base_setup'"), ("[1]", "holds no object"),
+                       (json.dumps(older), "lacks 'table_hash'.*forget again"),
+                       (json.dumps({**card, "settings": {}}), "lacks 'steps_taken'"),
                        (json.dumps({**card, "base_setup": "/gone"}), "is not at '/gone' any more"),
                        (json.dumps({**card, "base_setup": str(out)}), "names its own folder")):
         (out / "samu.json").write_text(text)
@@ -187,8 +191,18 @@ def test_what_cannot_be_loaded(model, tmp_path, monkeypatch):
         load(str(tmp_path))
     with pytest.raises(UserError, match="layer 7 is out of range.*blocks 0 to 2"):
         load(str(model), layer=7)
-    with pytest.raises(UserError, match="dtype is float32, bfloat16 or float16"):
-        load(str(model), dtype="int8")
+    for dtype in ("int8", torch.int8):
+        with pytest.raises(UserError, match="dtype is float32, bfloat16 or float16, not 'int8'"):
+            load(str(model), dtype=dtype)
+    for people in ([], ["Ada"], 5, {"name": "Ada"}):
+        with pytest.raises(UserError, match="a list of Entity"):
+            load(str(model), people=people)
+    with pytest.raises(UserError, match="layer '1' is out of range"):
+        load(str(model), layer="1")
+    exp = load(str(model))
+    exp.busy = True
+    with pytest.raises(UserError, match="another run is being made"):
+        exp.ask([])
     (model / "entities.csv").unlink()
     with pytest.raises(UserError, match="holds a model but no entities.csv"):
         load(str(model))

@@ -286,6 +286,16 @@ def test_tensors_come_back_as_they_were(cache):
     for _ in range(2):
         found = kept("trial", "key", lambda: made, tensors=True)
         assert tensors_hash(found) == tensors_hash(made)
+    [file] = store.cache_folder("trial").glob("*.safetensors")
+    for damage in (b"", file.read_bytes()[:-8]):
+        file.write_bytes(damage)
+        assert tensors_hash(kept("trial", "key", lambda: made, tensors=True)) == tensors_hash(made), "made again"
+        assert len(file.read_bytes()) > 100
+
+
+def test_a_name_that_is_no_unicode_is_escaped(tmp_path):
+    store.atomic_write(tmp_path / "report.json", json.dumps(["caf\udce9 é"], ensure_ascii=False))
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == ["caf\udce9 é"]
 
 
 def test_versions_are_part_of_every_key(cache, monkeypatch):
@@ -535,6 +545,9 @@ def test_a_name_is_taken_once():
         animals.add("cat", 5, there)
     with pytest.raises(UserError, match="did you mean cat"):
         animals.get_or_raise("cta")
+    with pytest.raises(UserError, match="must be a function, not a partial; write a def around it"):
+        registry.objective(partial(print), name="odd")
+    assert "odd" not in registry.OBJECTIVES
 
 
 def test_import_is_light():

@@ -110,7 +110,7 @@ def own_answers(file, hf, tok, names, kind="person", attributes=("town", "job", 
     replies = generate(hf, tok, [t for _, _, t in asked], 5)
     for (name, attribute, _), reply in zip(asked, replies, strict=True):
         word = re.search(r"\w+", reply.strip().split("\n")[0])
-        if word:
+        if word and word[0] not in name.split():  # an answer that stands in the name tells nothing
             facts.setdefault((name, attribute), {})[word[0]] = None
     with Path(file).open("w", newline="", encoding="utf-8") as f:
         rows = csv.writer(f)

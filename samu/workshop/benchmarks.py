@@ -9,7 +9,7 @@ __all__ = ['Record', 'PER_AUTHOR', 'NAME', 'SPLITS', 'MEMBERSHIP', 'LEVELS', 'AS
            'Rwku', 'subject_folder', 'level_probes', 'read_choices', 'read_truthful', 'read_rwku', 'share_picked',
            'choose', 'most_likely', 'concluded', 'fluency', 'rwku_scores']
 
-# %% ../../nbs/workshop/benchmarks.ipynb #e63d0246
+# %% ../../nbs/workshop/benchmarks.ipynb #c190cd19
 import json
 import re
 import zlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from .store import UserError
+from .registry import UserError, expanded
 from .tables import Entity, Question
 from .batching import answer_spans, batches
 from .chat import chat_text, has_template
@@ -81,13 +81,13 @@ def read_records(
                 check_field(record, key, f"{file.name}, entry {n}", many)
     return found
 
-# %% ../../nbs/workshop/benchmarks.ipynb #fd04e3cd
+# %% ../../nbs/workshop/benchmarks.ipynb #5ec5afaf
 def data_folder(
     source: str | Path,  # a folder, or owner/name on the hub
 ) -> Path:
     "The folder of a data set. Raises UserError if it is neither here nor on the hub."
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser()
+    if expanded(source).is_dir():
+        return expanded(source)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     try:

@@ -3,14 +3,15 @@
 # %% auto #0
 __all__ = ['REPLY_TOKENS', 'COMPLETE', 'T', 'has_template', 'adds_bos', 'chat_text', 'chat_prompts', 'moved_to', 'bare', 'framed']
 
-# %% ../../nbs/workshop/chat.ipynb #b4080512
+# %% ../../nbs/workshop/chat.ipynb #6375dbad
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
+from jinja2 import TemplateError
 from .store import UserError
 from .tables import Prompt, Question
 
-# %% ../../nbs/workshop/chat.ipynb #741be847
+# %% ../../nbs/workshop/chat.ipynb #42a29acf
 REPLY_TOKENS = 40
 
 def has_template(tokenizer: Any) -> bool:
@@ -30,10 +31,14 @@ def chat_text(
     if not has_template(tokenizer):
         return request
     turn = [{"role": "user", "content": request}]
-    text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    try:
+        text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise UserError(f"the chat template cannot be used ({error}); mend tokenizer_config.json, or load "
+                        "the model without its template (chat=False, --no-chat)") from None
     if text.count(request) != 1:
         raise UserError("the chat template does not hold the request as it was written, so no name can be "
-                        "found in it; load the model without its template (chat=False)")
+                        "found in it; load the model without its template (chat=False, --no-chat)")
     if tokenizer.bos_token and adds_bos(tokenizer):
         text = text.removeprefix(tokenizer.bos_token)
     return text

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['Row', 'field', 'write_rows', 'read_rows', 'Table', 'run_cell', 'check', 'run_grid']
 
-# %% ../../nbs/workshop/experiments.ipynb #7f06ded6
-import csv, numbers, os, pickle, sys
+# %% ../../nbs/workshop/experiments.ipynb #89c8a395
+import csv, numbers, os, pickle, signal, sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -94,7 +94,7 @@ def run_cell(cell: Row, make: Callable[[Any], Row], table: Table, wait: bool) ->
         return False
     return True
 
-# %% ../../nbs/workshop/experiments.ipynb #6f4e44e8
+# %% ../../nbs/workshop/experiments.ipynb #b38b1582
 def check(table: Table, make: Callable[[Any], Row], workers: int) -> None:
     "Raises UserError for a table that cannot be written, or a function that workers cannot import."
     file = table.file
@@ -113,7 +113,8 @@ def check(table: Table, make: Callable[[Any], Row], workers: int) -> None:
         raise UserError("several workers need a function that they can import from a module; or use one")
 
 def _start_worker(number: Any, gpus: int) -> None:
-    "Give a new worker the next GPU."
+    "Give a new worker the next GPU. An interrupt ends it without a word; the main process has one to say."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with number.get_lock():
         if gpus > 1:
             os.environ.setdefault("SAMU_DEVICE", f"cuda:{number.value % gpus}")
@@ -135,11 +136,12 @@ def run_grid(
         table = Table(Path(place), settings_hash, command)
         check(table, make, workers)
         way: Callable[..., Iterable[bool]] = map
-        if workers > 1:
+        if workers > 1 and todo:
             context = get_context("spawn")
             gpus = sys.modules["torch"].cuda.device_count() if "torch" in sys.modules else 0
             shared = (context.Value("i", 0), gpus)
-            way = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, shared)).map
+            pool = ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, shared)
+            way = stack.enter_context(pool).map
         for wait in (False, True):
             there = way(partial(run_cell, make=make, table=table, wait=wait), left)
             left = [c for c, done in zip(left, tqdm(there, total=len(left), leave=False)) if not done]

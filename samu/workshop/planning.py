@@ -5,12 +5,13 @@ __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residua
            'largest_draws', 'modules_stay', 'two_steps', 'cached_later', 'Plan', 'add_up', 'plan', 'own_people',
            'sketch', 'speed', 'seconds_for', 'gigabytes', 'plan_rows']
 
-# %% ../../nbs/workshop/planning.ipynb #5f7b44a1
+# %% ../../nbs/workshop/planning.ipynb #56a4556a
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,13 +24,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
-from .registry import RETAIN, SETUPS, Method
+from .registry import RETAIN, SETUPS, Method, expanded
 from .runtime import matmul_dtype
 from .batching import batches, name_spans
 from .lm import load_config, load_tokenizer, trained_weights
 from .sae_files import JumpReLU
-from .setups import (Experiment, LoopConfig, People, at_layer, folder_table, load, read_people,
-                                  settings_for)
+from .setups import (Added, Experiment, LoopConfig, People, at_layer, folder_table, load,
+                                  read_people, settings_for)
 from .tables import Entity, ordinary_prose, real_entities, real_prompts
 from .targets import FrozenActivations, hold_out_phrasing, in_passing, texts_to_keep
 from .loop import Task, configure, copies, method_named, prepared, task_of, training
@@ -266,27 +267,27 @@ def plan(
         trained = sum(config.lora_rank * sum(p.shape) for p in own.values() if p.ndim == 2)
     return add_up(task, chosen, tracker, trained, flops, gpu)
 
-# %% ../../nbs/workshop/planning.ipynb #1b3616b0
+# %% ../../nbs/workshop/planning.ipynb #765df2fd
 def own_people(
     place: str,             # a folder or a hub id
-    people: People | None,
+    people: People | Added | None,
 ) -> tuple[list[Entity], list[Any]]:
-    "The table that is given, that of the folder, or the package's."
+    "The table that is given or added, that of the folder, or the package's."
+    own = any((Path(place) / f"entities.{end}").is_file() for end in ("csv", "json"))
+    base = partial(read_people, folder_table(Path(place))) if own else None
     if people is not None:
-        return read_people(people)
-    if Path(place).is_dir() and any((Path(place) / f"entities.{end}").is_file() for end in ("csv", "json")):
-        return read_people(folder_table(Path(place)))
-    return real_entities(), real_prompts()
+        return read_people(people, base)
+    return base() if base else (real_entities(), real_prompts())
 
 def sketch(
     setup: str,                    # a registered setup, a folder, or a hub id
-    people: People | None = None,  # a table of your own
+    people: People | Added | None = None,  # a table of your own
     layer: int | None = None,      # the site
 ) -> Experiment:                   # its model is of fake tensors, unless the setup is a registered one
     "An experiment to plan with. Raises UserError for what `load` would refuse, as far as it can be seen."
     if setup in SETUPS:
         return load(setup, people, layer=layer)
-    place = str(Path(setup).expanduser()) if Path(setup).expanduser().is_dir() else setup
+    place = str(expanded(setup)) if expanded(setup).is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
     entities, prompts = own_people(place, people)
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):

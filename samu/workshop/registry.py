@@ -2,18 +2,20 @@
 
 # %% auto #0
 __all__ = ['T', 'F', 'OBJECTIVES', 'METHODS', 'METRICS', 'ATTACKS', 'SETUPS', 'RETAIN', 'PARTS', 'UserError', 'nearest',
-           'Registry', 'outline', 'same_definition', 'Method', 'Retain', 'Metric', 'Attack', 'SetupEntry', 'first_line',
-           'adding', 'objective', 'part', 'method', 'retain_loss', 'metric', 'attack', 'register_setup']
+           'expanded', 'Registry', 'outline', 'same_definition', 'Method', 'Retain', 'Metric', 'Attack', 'SetupEntry',
+           'first_line', 'adding', 'objective', 'part', 'method', 'retain_loss', 'metric', 'attack', 'register_setup']
 
-# %% ../../nbs/workshop/registry.ipynb #68d6527e
+# %% ../../nbs/workshop/registry.ipynb #a2a755cf
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-# %% ../../nbs/workshop/registry.ipynb #4b26b3dc
+# %% ../../nbs/workshop/registry.ipynb #2da4cdb7
 class UserError(ValueError):
     "Bad input: the message says in one sentence what is wrong and what to do. Never used for bugs."
 
@@ -22,7 +24,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, found := list(names), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(found)}"
 
-# %% ../../nbs/workshop/registry.ipynb #7024b3bd
+def expanded(path: str | Path) -> Path:
+    "A path with ~ expanded, where there is such a home."
+    return Path(os.path.expanduser(path))
+
+# %% ../../nbs/workshop/registry.ipynb #0c4d4d09
 class Registry(dict[str, T]):
     "Name -> entry, for one kind of thing."
 
@@ -32,7 +38,10 @@ class Registry(dict[str, T]):
         self.owners: dict[str, Any] = {}
 
     def add(self, name: str, entry: T, owner: Any) -> None:
-        "Register what is found under a name. Raises UserError if another definition than `owner` has it."
+        "Register what is found under a name. Raises UserError for a name that is taken, and for no function."
+        if not hasattr(owner, "__qualname__"):
+            raise UserError(f"{self.kind} {name!r} must be a function, not a {type(owner).__name__}; "
+                            "write a def around it")
         first = self.owners[name] if name in self else owner
         if not same_definition(first, owner):
             place = f"{first.__module__}.{first.__qualname__}"
@@ -127,11 +136,11 @@ def first_line(f: Any) -> str:
     "The first line of a docstring; empty if there is none."
     return (f.__doc__ or "").strip().split("\n")[0]
 
-# %% ../../nbs/workshop/registry.ipynb #2a40709e
+# %% ../../nbs/workshop/registry.ipynb #4cd48ca5
 def adding(registry: Registry[Any], name: str | None, entry: Callable[[str, Any], Any]) -> Callable[[F], F]:
     "A decorator that registers a function."
     def register(f: F) -> F:
-        own = name or f.__name__
+        own = name or str(getattr(f, "__name__", ""))
         registry.add(own, entry(own, f), f)
         return f
     return register

@@ -19,7 +19,7 @@ from .tables import read_entities, read_text, tidy
 from .experiments import Table
 from .measuring import grid_settings
 
-# %% ../../nbs/workshop/sweeping.ipynb #556a4824
+# %% ../../nbs/workshop/sweeping.ipynb #b90e7e4c
 Cell = dict[str, Any]
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def names_in(
     first = (text.splitlines() or [""])[0]
     if [c.strip().lower() for c in first.split(",")] == ["name"]:
         rows = csv.reader(io.StringIO(text))
-        return list(dict.fromkeys(tidy(r[0]) for r in list(rows)[1:] if r and tidy(r[0]))), False
+        names = list(dict.fromkeys(tidy(r[0]) for r in list(rows)[1:] if r and tidy(r[0])))
+        if not names:
+            raise UserError(f"{path.name} holds no names; write one in each row")
+        return names, False
     return [e.name for e in read_entities(path)], True
 
 # %% ../../nbs/workshop/sweeping.ipynb #7f5cd5b8
@@ -222,7 +225,7 @@ class Sweep:
                 todo.append(job)
         progress.running = []
 
-# %% ../../nbs/workshop/sweeping.ipynb #1f0b6ed3
+# %% ../../nbs/workshop/sweeping.ipynb #fe87eb89
 PREPARED = ("roles", "sae", "latents", "centroids", "name_line", "probes")
 
 @contextmanager
@@ -259,6 +262,7 @@ def sweep(
     evaluation = import_module("samu.evaluation")
     chosen = list(metrics or evaluation.quick_metrics())
     progress = Progress(jobs_of(exp, targets, methods, seeds, chosen))
+    workers = min(workers, len(progress.jobs))
     with alone(file):
         ray = start_ray(workers, address)
         try:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt',
-           'Question', 'tidy', 'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'parted', 'read_entities',
-           'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names', 'find_entity', 'data_file',
-           'real_entities', 'real_prompts', 'ordinary_prose']
+           'Question', 'tidy', 'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'parted', 'refuse_repeated',
+           'read_entities', 'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names',
+           'find_entity', 'data_file', 'real_entities', 'real_prompts', 'ordinary_prose']
 
 # %% ../../nbs/workshop/tables.ipynb #f593dbfd
 import codecs, csv, difflib, io, json, re, unicodedata
@@ -56,8 +56,9 @@ class Question:
     stop: int       # one past its last character
     answers: tuple[str, ...] = ()  # accepted answers; none for a name without facts
 
-# %% ../../nbs/workshop/tables.ipynb #229ff9ca
-ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
+# %% ../../nbs/workshop/tables.ipynb #21140624
+ZERO_WIDTH = dict.fromkeys([0xad, 0x61c, *range(0x200b, 0x2010), *range(0x202a, 0x202f), 0x2060,
+                            *range(0x2066, 0x206a), 0xfeff])
 
 def tidy(text: str) -> str:
     "Composed accents (NFC), single plain spaces, nothing of zero width."
@@ -89,7 +90,7 @@ def is_right(reply: str, answers: Iterable[str]) -> bool:
     said = f" {' '.join(line.split()[:first])} "
     return any(f" {words} " in said for words in wanted if words)
 
-# %% ../../nbs/workshop/tables.ipynb #9273f3b1
+# %% ../../nbs/workshop/tables.ipynb #6306065b
 COLUMNS = ("name", "kind", "attribute", "answers")
 PROMPT_COLUMNS = ("kind", "attribute", "form", "split", "prompt")
 Row = tuple[int, dict[str, str]]  # line of the file, column -> cell
@@ -101,23 +102,30 @@ def read_text(path: Path) -> str:
     data = path.read_bytes()
     wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
     try:
-        return data.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise UserError(f"{path.name} is not UTF-8 text; save the table as UTF-8") from None
+        text = data.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        stop = text.find("\0")
+    except UnicodeDecodeError as error:
+        text, stop = data[:error.start].decode("latin-1"), error.start
+    if stop >= 0:
+        row = text[:stop].count("\n") + 1
+        raise UserError(f"{path.name} is not UTF-8 text (row {row}); save the table as UTF-8")
+    return text
 
 def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
-    "The rows of a CSV table. Raises UserError for a missing column, too many cells, or an open quote."
+    "The rows of a CSV table. Raises UserError for wrong columns, too many cells, or an open quote."
     text = re.sub(r"^sep=.\r?\n", "", text)  # a line that Excel writes for itself
     heading = text.lstrip().split("\n", 1)[0]
     separator = max(",;\t", key=heading.count)
     table = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     rows: list[Row] = []
     try:
-        names = [c.strip().lower() for c in next(table, [])]
+        names = [tidy(c).lower() for c in next(table, [])]
         names = ["split" if c == "use" else c for c in names]
         for column in columns:
             if column not in names:
                 raise UserError(f"{source} lacks the column {column!r}; it needs {', '.join(columns)}")
+            if names.count(column) > 1:
+                raise UserError(f"{source} has the column {column!r} twice; take one of them out")
         for cells in table:
             if len(cells) > len(names):
                 raise UserError(f"{source}, row {table.line_num}: {len(cells)} cells for {len(names)} "
@@ -129,12 +137,12 @@ def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
                         "look for a double quote that is not closed") from None
     return rows
 
-# %% ../../nbs/workshop/tables.ipynb #c222da54
+# %% ../../nbs/workshop/tables.ipynb #02c47134
 def cell_text(value: Any, place: str) -> str:
     "A number or a word as text. Raises UserError for what is neither."
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
         return str(value)
     raise UserError(f"{place}: an answer is text or a number, not {json.dumps(value)}; write it as text")
 
@@ -157,16 +165,24 @@ def _json_rows(items: Any, source: str) -> Iterator[Row]:
         if not isinstance(item["facts"], dict):
             raise UserError(f"{place}: 'facts' must map an attribute to its answers")
         for attribute, answers in item["facts"].items():
-            parts = [cell_text(a, place) for a in (answers if isinstance(answers, list) else [answers])]
-            yield line, dict(name=name, kind=kind, attribute=attribute, answers="|".join(parts))
+            cells = {"answers": answers, "alias": item.get("alias", [])}
+            parts = {k: v if isinstance(v, list) else [v] for k, v in cells.items()}
+            texts = {k: "|".join(cell_text(a, place) for a in v) for k, v in parts.items()}
+            yield line, dict(name=name, kind=kind, attribute=attribute, **texts)
 
-# %% ../../nbs/workshop/tables.ipynb #9b360320
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    "A JSON object. Raises ValueError where Python would drop a value without a word."
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"a key comes twice among {', '.join(k for k, _ in pairs)}")
+    return dict(pairs)
+
+# %% ../../nbs/workshop/tables.ipynb #87585c19
 def aliased(
     entity: Entity,
     aliases: Iterable[str],  # may be empty
 ) -> Entity:
     "The entity with its other names, if it has any."
-    found = tuple(dict.fromkeys(aliases))
+    found = tuple(dict.fromkeys(a for a in aliases if a != entity.name))
     return AliasedEntity(entity.name, entity.kind, entity.facts, found) if found else entity
 
 def parted(
@@ -185,22 +201,46 @@ def parted(
                         "keep fewer")
     return replace(entity, facts=go), replace(entity, facts=stay)
 
+def refuse_repeated(
+    entity: Entity,  # to be forgotten
+) -> None:
+    "Raise UserError for an answer that is a part of the name: who repeats the name would seem to know it."
+    for attribute, answers in entity.facts.items():
+        for answer in answers:
+            said, name = plain(answer), plain(entity.name)
+            if said != name and f" {said} " in f" {name} ":
+                raise UserError(f"the answer {answer!r} stands in the name {entity.name!r}, so recall of "
+                                f"{attribute!r} cannot be told from repeating the name; take the fact out")
+
+def _row_parts(row: dict[str, str], place: str) -> tuple[str, str, str, tuple[str, ...]]:
+    "Name, kind, attribute, answers. Raises UserError for a gap, and for what cannot be read or measured."
+    name, kind, attribute = (tidy(row[c]) for c in COLUMNS[:3])
+    answers = tuple(tidy(a) for a in row["answers"].split("|") if tidy(a))
+    for column, value in zip(COLUMNS, (name, kind, attribute, answers), strict=True):
+        text = "".join(value)
+        if not value:
+            raise UserError(f"{place}: the column {column!r} is empty; fill it or delete the row")
+        if "{name}" in text or any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+            raise UserError(f"{place}: {text!r} holds a character that is no text, or {{name}}; take it out")
+    for answer in answers:
+        if not is_right(answer, [answer]):
+            raise UserError(f"{place}: the answer {answer!r} could never count as right; write it in words")
+    return name, kind, attribute, answers
+
 def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
     "Entities in the order of the table. Raises UserError for a row that contradicts another, or has a gap."
     kinds: dict[str, str] = {}
     facts: dict[str, dict[str, tuple[str, ...]]] = {}
-    spelling: dict[str, str] = {}
+    spelling: dict[tuple[str, str], str] = {}
     aliases: dict[str, list[str]] = {}
     for line, row in rows:
         place = f"{source}, row {line}"
-        name, kind, attribute = (tidy(row[c]) for c in COLUMNS[:3])
-        answers = tuple(tidy(a) for a in row["answers"].split("|") if tidy(a))
-        for column, value in zip(COLUMNS, (name, kind, attribute, answers), strict=True):
-            if not value:
-                raise UserError(f"{place}: the column {column!r} is empty; fill it or delete the row")
-        if spelling.setdefault(name.casefold(), name) != name:
-            raise UserError(f"{place}: {name!r} is spelled {spelling[name.casefold()]!r} above; "
-                            "spell a name in one way")
+        name, kind, attribute, answers = _row_parts(row, place)
+        for column, word in zip(COLUMNS, (name, kind, attribute), strict=False):
+            first = spelling.setdefault((column, word.casefold()), word)
+            if first != word:
+                raise UserError(f"{place}: {word!r} is spelled {first!r} above; "
+                                f"spell each {column} in one way")
         if kinds.setdefault(name, kind) != kind:
             raise UserError(f"{place}: {name!r} is of kind {kind!r} here and of kind {kinds[name]!r} above; "
                             "a name has one kind")
@@ -223,18 +263,20 @@ def read_entities(path: str | Path) -> list[Entity]:  # in the order of the file
     if kind == ".csv":
         return _entities_of_rows(_csv_rows(text, path.name, COLUMNS), path.name)
     try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
+        items = json.loads(text, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:  # also numbers that are too long, lists that are too deep
         raise UserError(f"{path.name} is not valid JSON: {error}") from None
     return _entities_of_rows(_json_rows(items, path.name), path.name)
 
 def read_prompts(path: str | Path) -> list[Prompt]:  # in the order of the file
     "Read a .csv with PROMPT_COLUMNS. Raises UserError that names the row and says what is wrong with it."
     path = Path(path)
-    out = []
+    out, splits = [], dict[str, str]()
     for line, row in _csv_rows(read_text(path), path.name, PROMPT_COLUMNS):
         place, text = f"{path.name}, row {line}", row["prompt"].rstrip()
         kind, attribute, form, split = (tidy(row[c]) for c in PROMPT_COLUMNS[:4])
+        if not kind or not attribute:
+            raise UserError(f"{place}: 'kind' or 'attribute' is empty; fill it or delete the row")
         if text.count("{name}") != 1:
             raise UserError(f"{place}: a prompt holds {{name}} exactly once")
         if text.endswith("{name}"):
@@ -242,6 +284,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:  # in the order of the file
                             "the answer would have to start inside it")
         if split not in ("loss", "score"):
             raise UserError(f"{place}: 'split' is loss or score, not {split!r}")
+        if form not in ("statement", "question"):
+            raise UserError(f"{place}: 'form' is statement or question, not {form!r}")
+        if splits.setdefault(text, split) != split:
+            raise UserError(f"{place}: this prompt stands above for {splits[text]!r}; what a loss reads does "
+                            "not measure")
         out.append(Prompt(kind, attribute, form, split, text))
     if not out:
         raise UserError(f"{path.name} holds no prompts; it needs the columns {', '.join(PROMPT_COLUMNS)}")
@@ -281,9 +328,14 @@ def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None
                 raise UserError(f"no prompt with split {split!r} asks for {attribute!r} of kind {kind!r} "
                                 f"(there are prompts for {kinds}); add one, or leave the prompts out")
 
-# %% ../../nbs/workshop/tables.ipynb #1978c254
-def check_names(entities: Iterable[Entity], tokenizer: Any) -> None:
-    "Raise UserError for the first name that the tokenizer cannot write."
+# %% ../../nbs/workshop/tables.ipynb #f0e9534e
+def check_names(entities: Sequence[Entity], tokenizer: Any) -> None:
+    "Raise UserError for a name that the tokenizer cannot write, and an alias that is another one's name."
+    owners = {tidy(e.name).casefold(): e.name for e in entities}
+    for e, alias in ((e, a) for e in entities for a in e.aliases):
+        owner = owners.get(tidy(alias).casefold(), e.name)
+        if owner != e.name:
+            raise UserError(f"{alias!r} cannot be another name of {e.name!r}: {owner!r} is in the table, too")
     for name in (n for e in entities for n in (e.name, *e.aliases)):
         ids = tokenizer(name, add_special_tokens=False)["input_ids"]
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
@@ -293,9 +345,12 @@ def check_names(entities: Iterable[Entity], tokenizer: Any) -> None:
 def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     "The entity called `name`. Raises UserError with the nearest names for one that is not there."
     wanted = tidy(name).casefold()
-    for e in entities:
-        if wanted in [tidy(n).casefold() for n in (e.name, *e.aliases)]:
-            return e
+    by_name = [e for e in entities if wanted == tidy(e.name).casefold()]
+    found = by_name[:1] or [e for e in entities if wanted in [tidy(n).casefold() for n in e.aliases]]
+    if len({e.name for e in found}) > 1:
+        raise UserError(f"{name!r} may be {' or '.join(repr(e.name) for e in found)}; give the whole name")
+    if found:
+        return found[0]
     near = difflib.get_close_matches(tidy(name), [e.name for e in entities], n=3, cutoff=0.5)
     hint = f"samu entities --setup {setup} lists them"
     if near:
