@@ -156,7 +156,7 @@ def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bar
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #91e4399d
+# %% ../nbs/13_command_line.ipynb #67ffb7ef
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
@@ -165,6 +165,7 @@ def unlearn(
     lr: c.Lr = None, blocks: c.Blocks = None, keep_names: c.KeepNames = False, only: c.Only = False,
     alias: c.Alias = None, keep_fact: c.KeepFact = None, no_chat: c.NoChat = False,
     in_turn: c.InTurn = False, resume: c.Resume = False, push_to: c.PushTo = None,
+    frozen_bits: c.Bits = None,
 ) -> None:
     "Make a model forget, measure the result, and save the model."
     clock, out = c.Clock(), c.writable(out, setup)
@@ -172,7 +173,8 @@ def unlearn(
     with clock.part("loading"):
         c.check_methods([method] if method else [])
         trained = c.block_range(blocks)
-        exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype)
+        exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype,
+                     frozen_bits=frozen_bits)
         c.writable(out, str(exp.folder))
     targets = prepare(exp, names, sae, clock, keep_fact or ())
     forget(exp, targets, [method or exp.settings.objective], out, seed, clock, steps=steps, lr=lr,

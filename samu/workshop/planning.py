@@ -2,34 +2,37 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residuals', 'empty_aim', 'empty_task', 'texts_of',
-           'largest_draws', 'modules_stay', 'two_steps', 'cached_later', 'Plan', 'add_up', 'plan', 'own_people',
-           'sketch', 'speed', 'seconds_for', 'gigabytes', 'plan_rows']
+           'largest_draws', 'modules_stay', 'two_steps', 'cached_later', 'asking_peak', 'saved_by_bits', 'Plan',
+           'add_up', 'lighter', 'plan', 'own_people', 'sketch', 'speed', 'seconds_for', 'gigabytes', 'plan_rows']
 
-# %% ../../nbs/workshop/planning.ipynb #5f7b44a1
+# %% ../../nbs/workshop/planning.ipynb #c5e6a4e4
+import math
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 from .registry import RETAIN, SETUPS, Method
 from .runtime import matmul_dtype
-from .batching import batches, name_spans
-from .lm import load_config, load_tokenizer, trained_weights
+from .batching import batches, encode, name_spans
+from .lm import (anatomy, greedy, load_config, load_tokenizer, refuse_few_bits, tokens_at_once,
+                              trained_weights)
 from .sae_files import JumpReLU
-from .setups import (Experiment, LoopConfig, People, at_layer, folder_table, load, read_people,
-                                  settings_for)
+from .setups import (Experiment, LoopConfig, People, at_layer, folder_table, load, middle_block,
+                                  read_people, settings_for)
 from .tables import Entity, ordinary_prose, real_entities, real_prompts
 from .targets import FrozenActivations, hold_out_phrasing, in_passing, texts_to_keep
 from .loop import Task, configure, copies, method_named, prepared, task_of, training
@@ -131,7 +134,7 @@ def empty_task(
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
 
-# %% ../../nbs/workshop/planning.ipynb #8972beb0
+# %% ../../nbs/workshop/planning.ipynb #7db864ec
 def texts_of(
     exp: Experiment,
     config: LoopConfig,
@@ -164,6 +167,7 @@ def two_steps(
     method: Method,
     tracker: MemoryTracker,
     counter: FlopCounterMode,
+    gpu: bool = False,  # the optimiser works on all weights at once, as it does there
 ) -> int:  # floating-point operations of a step, all its batches included
     "Prepare and take two steps, as the loop does."
     original = trained_weights(task.exp.model, task.config.blocks, task.config.weights, task.exp.layer)
@@ -176,6 +180,8 @@ def two_steps(
         for batch in draws[0] if retain else ():
             batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
     with modules_stay(), tracker.phase("copies"), training(task.exp, task.config, 0) as trainer:
+        for group in trainer.optimizer.param_groups:
+            group["foreach"] = gpu
         for drawn in draws:
             marks = [counter.get_total_flops()]
             with tracker.phase("activations"):
@@ -205,7 +211,41 @@ def cached_later(
     rest = max(0, min(n, all_batches) - 1)
     return int(rest * (frozen + inputs * starts) * task.exp.d_model)
 
-# %% ../../nbs/workshop/planning.ipynb #79768d6b
+# %% ../../nbs/workshop/planning.ipynb #c305aa21
+def asking_peak(
+    exp: Experiment,  # with a fake model
+    gpu: bool,
+) -> int:             # bytes beside the weights
+    "What it takes to ask the largest batch of prompts."
+    steps = exp.settings.reply_tokens
+    names = max((e.name for e in exp.entities), key=len)
+    texts = [p.text.replace("{name}", names) for p in exp.prompts]
+    longest = max(len(ids) for ids, _ in encode(exp.tokenizer, texts))
+    rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // (longest + steps))
+    with torch.no_grad(), MemoryTracker() as tracker:
+        ids = torch.zeros(rows, longest, dtype=torch.long)
+        greedy(exp.model, ids, torch.ones_like(ids), steps, nullcontext())
+    return sum(tracker.peak.values())
+
+def saved_by_bits(
+    exp: Experiment,  # with a fake model
+    trained: Iterable[str],  # names of weights
+    bits: int,
+) -> tuple[int, int]:  # bytes that frozen weights are smaller; bytes of the largest of them in full
+    "What few bits save. Raises UserError if a weight is trained that they would freeze."
+    loop, head = exp.settings.loop, anatomy(exp.model).head
+    whole = trained_weights(exp.model, loop.blocks, loop.weights, exp.layer)
+    refuse_few_bits(name for name in trained if name not in whole)
+    sizes, saved = [0], 0
+    for name, m in exp.model.named_modules():
+        if not isinstance(m, nn.Linear | Conv1D) or m is head or f"{name}.weight" in whole:
+            continue
+        n, rows = m.weight.numel(), m.weight.shape[isinstance(m, Conv1D)]
+        sizes.append(n * exp.dtype.itemsize)
+        saved += sizes[-1] - (n + 4 * rows if bits == 8 else n // 2 + 4 * math.ceil(n / 64))
+    return saved, max(sizes)
+
+# %% ../../nbs/workshop/planning.ipynb #df858b7f
 @dataclass(frozen=True)
 class Plan:
     "Memory of a run, in bytes, and its arithmetic."
@@ -213,30 +253,39 @@ class Plan:
     parameters: int      # of the model
     trained: int         # of them, parameters that are trained
     weights: int
-    copies: int          # of trained weights, to put them back, and in float32 for the optimiser
+    copies: int          # of trained weights: in float32 for the optimiser; on a CPU also to put them back
     gradients: int
     optimiser: int
     activations: int     # for the backward pass, at the peak
     logits: int          # at the peak
     cached: int          # what the frozen model computed
-    peak: int            # the sum
+    peak: int            # of training: the sum
+    asking: int          # the peak while the model is asked, before and after training
     flops: float         # of a step
     steps: int
 
 def add_up(
-    task: Task, method: Method, tracker: MemoryTracker, trained: int, flops: float, gpu: bool,
+    task: Task, method: Method, tracker: MemoryTracker, trained: int, flops: float, asking: int,
 ) -> Plan:
-    "The plan from what was counted. On a GPU the optimiser works on all weights at once: one more copy."
+    "The plan from what was counted."
     model, peak = task.exp.model, tracker.peak
     size = model.dtype.itemsize
     later = cached_later(task, method, size)
-    temporary = 4 * trained if gpu else 0
     gradients = min(trained * size, peak.get("activations", 0))
     parts = dict(weights=peak.get("weights", 0), copies=peak.get("copies", 0), gradients=gradients,
-                 optimiser=peak.get("optimiser", 0) + temporary, logits=peak.get("logits", 0),
+                 optimiser=peak.get("optimiser", 0), logits=peak.get("logits", 0),
                  activations=peak.get("activations", 0) - gradients, cached=peak.get("cached", 0) + later)
     return Plan(method.name, parameters=sum(p.numel() for p in model.parameters()), trained=trained, **parts,
-                peak=sum(parts.values()), flops=flops, steps=task.config.steps)
+                peak=sum(parts.values()), asking=parts["weights"] + asking, flops=flops,
+                steps=task.config.steps)
+
+def lighter(
+    found: Plan, kept: int, saved: int, largest: int,
+) -> Plan:
+    "The plan less copies that are in main memory, and less what few bits save."
+    return replace(found, weights=found.weights - saved, copies=found.copies - kept,
+                   activations=found.activations + largest, peak=found.peak - saved - kept + largest,
+                   asking=found.asking - saved + largest)
 
 def plan(
     exp: Experiment,               # from `sketch`, or a real one: only its shapes are read
@@ -244,29 +293,35 @@ def plan(
     method: str,
     dtype: torch.dtype | None = None,  # of the weights; the experiment's if None
     gpu: bool = False,             # plan for a GPU: matrices are multiplied as they are
+    frozen_bits: int | None = None,  # of frozen matrices; the experiment's if None
     **wishes: Any,                 # fields of `LoopConfig`, such as lora_rank
 ) -> Plan:
     "What a run needs, from shapes alone. Raises UserError for a method or a setting that does not exist."
     chosen, hf_config = method_named(method), exp.model.config
     config = configure(exp.settings, chosen, wishes)
     tracker = MemoryTracker(hf_config.get_text_config().vocab_size)
-    with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
-        with tracker.phase("weights"):
+    with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True):
+        with tracker, tracker.phase("weights"):
             model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype or exp.dtype)
             model.tie_weights()  # without initial weights, a tied head is not tied
         tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
         fake = replace(exp, model=model.eval().requires_grad_(False), applied=None)
-        with tracker.phase("cached"):
+        with tracker, tracker.phase("cached"):
             task = empty_task(fake, targets, config)
         own = trained_weights(model, config.blocks, config.weights, exp.layer)
-        with matmul_dtype(model, "full" if gpu else config.matmul), FlopCounterMode(display=False) as counter:
-            flops = two_steps(task, chosen, tracker, counter)
+        bits = frozen_bits or exp.frozen_bits
+        saved = saved_by_bits(fake, own, bits) if bits else (0, 0)
+        with matmul_dtype(model, "full" if gpu else config.matmul):
+            asking = asking_peak(fake, gpu) + tracker.now.get("cached", 0)  # the dictionary stays
+            with tracker, FlopCounterMode(display=False) as counter:
+                flops = two_steps(task, chosen, tracker, counter, gpu)
     trained = sum(p.numel() for p in own.values())
+    kept = 2 * model.dtype.itemsize * trained if gpu else 0
     if config.lora_rank:
         trained = sum(config.lora_rank * sum(p.shape) for p in own.values() if p.ndim == 2)
-    return add_up(task, chosen, tracker, trained, flops, gpu)
+    return lighter(add_up(task, chosen, tracker, trained, flops, asking), kept, *saved)
 
-# %% ../../nbs/workshop/planning.ipynb #1b3616b0
+# %% ../../nbs/workshop/planning.ipynb #a41fccf4
 def own_people(
     place: str,             # a folder or a hub id
     people: People | None,
@@ -292,13 +347,13 @@ def sketch(
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     blocks = config.get_text_config().num_hidden_layers
-    middle = blocks // 2 if blocks > 4 else 1
+    middle = middle_block(blocks)
     settings = settings_for(blocks, middle if layer is None else layer, config.get_text_config().hidden_size)
     exp = Experiment(setup, hf.eval(), tokenizer, middle, entities, prompts, ordinary_prose(), 0, None,
                      settings, "")
     return at_layer(exp, layer)
 
-# %% ../../nbs/workshop/planning.ipynb #d0570702
+# %% ../../nbs/workshop/planning.ipynb #d7593fcf
 REACHED = 0.4  # share of a large product's speed that a step reaches
 
 def speed(
@@ -329,7 +384,7 @@ def gigabytes(
     "As tables show it."
     return f"{size / 1e9:.2f}" if size < 1e11 else f"{size / 1e9:.0f}"
 
-PARTS = ("weights", "copies", "gradients", "optimiser", "activations", "logits", "cached", "peak")
+PARTS = ("weights", "copies", "gradients", "optimiser", "activations", "logits", "cached", "peak", "asking")
 
 def plan_rows(
     exp: Experiment,
@@ -337,16 +392,17 @@ def plan_rows(
     methods: Sequence[str],           # "lora" is the setup's default with adapters
     gpu_gb: float | None = None,      # memory of a GPU; None: the CPU of this machine
     dtype: torch.dtype | None = None,
+    frozen_bits: int | None = None,   # of frozen matrices
 ) -> list[dict[str, Any]]:            # a row for each method, in gigabytes
     "Plans of several methods, as a table."
     rows = []
     for name in methods:
         more = dict(lora_rank=8) if name == "lora" else {}
         method = exp.settings.objective if name == "lora" else name
-        found = plan(exp, [target], method, dtype, gpu_gb is not None, **more)
+        found = plan(exp, [target], method, dtype, gpu_gb is not None, frozen_bits, **more)
         row = dict(method=name, trained=f"{found.trained / 1e6:.1f} M")
         row |= {p: gigabytes(getattr(found, p)) for p in PARTS}
         if gpu_gb is not None:
-            row["fits"] = "yes" if found.peak * 1.1 + 5e8 < gpu_gb * 1e9 else "no"
+            row["fits"] = "yes" if max(found.peak, found.asking) * 1.1 + 5e8 < gpu_gb * 1e9 else "no"
         rows.append(row)
     return rows
