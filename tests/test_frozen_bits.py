@@ -1,9 +1,9 @@
 """Frozen weights in 8 or 4 bits, and blocks on several devices: what is trained and saved stays in full."""
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
-
 import tiny
 import torch
 from accelerate.hooks import attach_align_device_hook_on_blocks
@@ -58,7 +58,11 @@ def test_what_is_trained_and_read_stays_in_full(bits, family, width, tmp_path):
 @pytest.mark.parametrize("width, rank", [(8, 0), (4, 0), (4, 2)])
 def test_unlearn_and_save_in_full(bits, folder, width, rank, tmp_path):
     exp = load(str(folder), device="cpu", dtype="float32", frozen_bits=width)
-    assert exp.id != load(str(folder), device="cpu", dtype="float32").id and exp.frozen_bits == width
+    table = tiny.own_answers(tmp_path / "mine.csv", exp.model, exp.tokenizer, tiny.people(40))
+    exp = load(str(folder), people=str(table), device="cpu", dtype="float32", frozen_bits=width)
+    assert exp.id != load(str(folder), people=str(table), device="cpu", dtype="float32").id and exp.frozen_bits == width
+    small = replace(exp.settings, sae=exp.settings.sae | dict(samples=4000, texts=300))
+    exp = replace(exp, settings=small)
     run = unlearn(exp, exp.known[0].name, "stand_in_residual", steps=5, lr=0.01, lora_rank=rank, keep=False)
     saved, source = load_file(run.save(tmp_path / "out") / "model.safetensors"), load_file(folder / "model.safetensors")
     changed = {k for k in source if not torch.equal(saved[k], source[k])}
@@ -78,7 +82,7 @@ def test_unlearn_and_save_in_full(bits, folder, width, rank, tmp_path):
 @pytest.mark.parametrize("width", [8, 4])
 def test_the_plan_counts_the_bits(bits, width, tmp_path):
     place, _, tok = tiny.save(tmp_path / "m", "llama", layers=6, hidden=256, vocabulary=2000)
-    tiny.tokenizer().save_pretrained(place)
+    tiny.own_answers(place / "entities.csv", tiny.model("llama"), tok, tiny.people(12))
     exp = planning.sketch(str(place))
     own = partial(lm.trained_weights, blocks=exp.settings.loop.blocks, weights="down", site=exp.layer)
     few, _ = lm.load_lm(place, "cpu", torch.float32, frozen_bits=width, trained=own)

@@ -1,8 +1,8 @@
 """Step time and peak memory at the shapes of Gemma 2 2B and Llama 3.1 8B, with random weights.
 
-    python nbs/results/scale.py                       # on a GPU: every row that was not measured this way
-    python nbs/results/scale.py --missing             # on a GPU: only rows of a sweep that have no numbers at all
-    python nbs/results/scale.py --plan                # on any machine: what the plan says of each measured row
+    python nbs/results/scale.py              # on a GPU: every row that was not measured this way
+    python nbs/results/scale.py --missing    # on a GPU: only rows of a sweep that have no numbers at all
+    python nbs/results/scale.py --plan       # on any machine: what the plan says of each measured row
     python nbs/results/scale.py --small --out x.csv   # on a CPU: the same steps at small shapes, a minute
 
 The weights are random and the texts are real, so times and memory are those of a real run, and nothing can
@@ -48,10 +48,12 @@ SMALL = {
 }
 OURS = "stand_in+stand_in_residual"
 TEXTS, OLD_STEPS = 480, 6  # retained texts of a row; steps of rows without a `way`
-COLUMNS = ("shape", "about", "label", "card", "dtype", "step_ms", "peak_gb", "planned_gb", "trained", "way", "plan_gb")
+COLUMNS = ("shape", "about", "label", "card", "dtype", "step_ms", "peak_gb", "planned_gb", "trained", "way",
+           "plan_gb")  # planned_gb: by the plan of that time, for a whole run
 METHODS = {  # name in the table -> (method, settings)
-    "ours": (OURS, {}), "ours, LoRA": (OURS, dict(lora_rank=8)), "npo": ("npo", {}), "ours, again": (OURS, {}),
-    "npo, LoRA": ("npo", dict(lora_rank=8)), "simnpo": ("simnpo", {}), "rmu": ("rmu", {}),
+    "ours": (OURS, {}), "ours, LoRA": (OURS, dict(lora_rank=8)), "npo": ("npo", {}),
+    "ours, again": (OURS, {}), "npo, LoRA": ("npo", dict(lora_rank=8)), "simnpo": ("simnpo", {}),
+    "rmu": ("rmu", {}),
 }
 SWEPT = {  # figure of cost: what is changed -> settings of `ours`
     "blocks": [dict(blocks=(b, 0)) for b in (1, 4, 8)], "prompts": [dict(in_passing=n) for n in (0, 24, 48)],
@@ -105,8 +107,8 @@ def measure(exp, method, wishes, people, warm_up, steps):
                     (RETAIN[task.config.retain].loss(task, batch) / len(drawn)).backward()
                 trainer.step()
                 timer.lap()
-    trained = sum(p.numel() for p in trainer.own)
-    return dict(step_ms=round(timer.step_ms, 2), peak_gb=round(timer.peak_mb * 2**20 / 1e9, 3), trained=trained)
+    peak, trained = timer.peak_mb * 2**20 / 1e9, sum(p.numel() for p in trainer.own)
+    return dict(step_ms=round(timer.step_ms, 2), peak_gb=round(peak, 3), trained=trained)
 
 
 def cells():
@@ -177,7 +179,7 @@ def options_of():
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--small", action="store_true", help="small shapes, for a test")
-    parser.add_argument("--missing", action="store_true", help="only rows of a sweep that have no numbers yet")
+    parser.add_argument("--missing", action="store_true", help="only rows of a sweep without numbers")
     parser.add_argument("--plan", action="store_true", help="measure nothing: plan the rows that are there")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scale.csv"))
     parser.add_argument("--steps", type=int, default=20, help="timed, of each row")
@@ -233,7 +235,8 @@ def measure_all(options, todo, rows, way):
         row = rows[cell[:3]] = measure_row(exp, cell, options, way)
         write(options.out, rows)
         emptied()
-        print(*cell[:3], f"{row['step_ms']} ms, {row['peak_gb']} GB, {time.perf_counter() - start:.0f} s", flush=True)
+        took = f"{row['step_ms']} ms, {row['peak_gb']} GB, {time.perf_counter() - start:.0f} s"
+        print(*cell[:3], took, flush=True)
 
 
 def plan_all(options, todo, rows):

@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residuals', 'empty_aim', 'empty_task', 'texts_of',
-           'largest_draws', 'modules_stay', 'two_steps', 'cached_later', 'asking_peak', 'saved_by_bits', 'Plan',
-           'add_up', 'lighter', 'plan', 'own_people', 'sketch', 'speed', 'seconds_for', 'gigabytes', 'plan_rows']
+           'largest_draw', 'modules_stay', 'first_step', 'two_steps', 'cached_later', 'asking_peak', 'saved_by_bits',
+           'Plan', 'add_up', 'lighter', 'plan', 'own_people', 'sketch', 'speed', 'seconds_for', 'gigabytes',
+           'plan_rows']
 
-# %% ../../nbs/workshop/planning.ipynb #c5e6a4e4
+# %% ../../nbs/workshop/planning.ipynb #49c8209c
 import math
 import time
 import weakref
@@ -35,7 +36,8 @@ from .setups import (Experiment, LoopConfig, People, at_layer, folder_table, loa
                                   read_people, settings_for)
 from .tables import Entity, ordinary_prose, real_entities, real_prompts
 from .targets import FrozenActivations, hold_out_phrasing, in_passing, texts_to_keep
-from .loop import Task, configure, copies, method_named, prepared, task_of, training
+from .loop import (Task, Trainer, configure, copies, method_named, prepared, task_of,
+                                training)
 
 # %% ../../nbs/workshop/planning.ipynb #504e52af
 class MemoryTracker(TorchDispatchMode):
@@ -134,7 +136,7 @@ def empty_task(
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
 
-# %% ../../nbs/workshop/planning.ipynb #7db864ec
+# %% ../../nbs/workshop/planning.ipynb #97de039d
 def texts_of(
     exp: Experiment,
     config: LoopConfig,
@@ -143,14 +145,12 @@ def texts_of(
     n, asked = config.retain_texts // 4, sum(p.kind == e.kind for e in exp.entities for p in exp.prompts)
     return 3 * min(n, asked // 2) + min(n, len(exp.ordinary["loss"]))
 
-def largest_draws(
+def largest_draw(
     task: Task,
-    method: Method,
-) -> list[list[Any]]:  # of two steps
+) -> list[Any]:  # of a step
     "The batch with the most tokens: those of a step are read one after the other."
     pool = [] if task.config.retain == "none" else getattr(task, RETAIN[task.config.retain].batches)
-    few = sorted(pool, key=lambda b: -b.ids.numel())[:min(1, task.config.retain_batches)]
-    return [few, few]
+    return sorted(pool, key=lambda b: -b.ids.numel())[:min(1, task.config.retain_batches)]
 
 @contextmanager
 def modules_stay() -> Iterator[None]:
@@ -162,12 +162,23 @@ def modules_stay() -> Iterator[None]:
     finally:
         torch.nn.Module.to = was
 
+def first_step(
+    trainer: Trainer,
+    gpu: bool,  # the optimiser works on all weights at once, as it does there
+) -> None:
+    "A step without a loss: afterwards the optimiser has its state."
+    for group in trainer.optimizer.param_groups:
+        group["foreach"] = gpu
+    for p in trainer.own:
+        p.grad = torch.zeros_like(p)
+    trainer.step()
+
 def two_steps(
     task: Task,
     method: Method,
     tracker: MemoryTracker,
     counter: FlopCounterMode,
-    gpu: bool = False,  # the optimiser works on all weights at once, as it does there
+    gpu: bool = False,
 ) -> int:  # floating-point operations of a step, all its batches included
     "Prepare and take two steps, as the loop does."
     original = trained_weights(task.exp.model, task.config.blocks, task.config.weights, task.exp.layer)
@@ -175,23 +186,21 @@ def two_steps(
         held = copies(original)
     with tracker.phase("cached"):
         loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
-        draws = largest_draws(task, method)
-        retain = RETAIN.get(task.config.retain)
-        for batch in draws[0] if retain else ():
+        drawn, retain = largest_draw(task), RETAIN.get(task.config.retain)
+        for batch in drawn:
             batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
     with modules_stay(), tracker.phase("copies"), training(task.exp, task.config, 0) as trainer:
-        for group in trainer.optimizer.param_groups:
-            group["foreach"] = gpu
-        for drawn in draws:
-            marks = [counter.get_total_flops()]
-            with tracker.phase("activations"):
-                loss(0).backward()
-                marks.append(counter.get_total_flops())
-                for batch in drawn:
-                    RETAIN[task.config.retain].loss(task, batch).backward()
-                marks.append(counter.get_total_flops())
-            with tracker.phase("optimiser"):
-                trainer.step()
+        with tracker.phase("optimiser"):
+            first_step(trainer, gpu)
+        marks = [counter.get_total_flops()]
+        with tracker.phase("activations"):
+            loss(0).backward()
+            marks.append(counter.get_total_flops())
+            for batch in drawn:
+                RETAIN[task.config.retain].loss(task, batch).backward()
+            marks.append(counter.get_total_flops())
+        with tracker.phase("optimiser"):
+            trainer.step()
     del held
     return marks[1] - marks[0] + (marks[2] - marks[1]) * task.config.retain_batches
 
@@ -211,7 +220,7 @@ def cached_later(
     rest = max(0, min(n, all_batches) - 1)
     return int(rest * (frozen + inputs * starts) * task.exp.d_model)
 
-# %% ../../nbs/workshop/planning.ipynb #c305aa21
+# %% ../../nbs/workshop/planning.ipynb #6a544112
 def asking_peak(
     exp: Experiment,  # with a fake model
     gpu: bool,
@@ -220,11 +229,11 @@ def asking_peak(
     steps = exp.settings.reply_tokens
     names = max((e.name for e in exp.entities), key=len)
     texts = [p.text.replace("{name}", names) for p in exp.prompts]
-    longest = max(len(ids) for ids, _ in encode(exp.tokenizer, texts))
-    rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // (longest + steps))
-    with torch.no_grad(), MemoryTracker() as tracker:
+    longest = steps + max(len(ids) for ids, _ in encode(exp.tokenizer, texts))
+    rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // longest)
+    with torch.no_grad(), MemoryTracker() as tracker:  # one pass, as if the replies were there already
         ids = torch.zeros(rows, longest, dtype=torch.long)
-        greedy(exp.model, ids, torch.ones_like(ids), steps, nullcontext())
+        greedy(exp.model, ids, torch.ones_like(ids), 1, nullcontext())
     return sum(tracker.peak.values())
 
 def saved_by_bits(
