@@ -41,3 +41,10 @@ def test_small_shapes(tmp_path):
 def test_a_gpu_is_needed(tmp_path):
     refused, _ = run(tmp_path / "x.csv")
     assert refused.returncode == 2 and "there is no GPU" in refused.stderr
+
+
+def test_the_plan_agrees_with_what_was_measured():
+    "On the GPU of the table: never far below, and within the 15 % that a plan may be off."
+    rows = list(csv.DictReader((ROOT / "nbs/results/scale.csv").open()))
+    pairs = [(float(r["plan_gb"]), float(r["peak_gb"])) for r in rows if r["peak_gb"].replace(".", "").isdigit()]
+    assert len(pairs) >= 20 and all(-0.03 < planned / measured - 1 < 0.15 for planned, measured in pairs)

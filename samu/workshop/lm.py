@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Trained', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit', 'OURS', 'CLUTTER', 'COPIED', 'Family', 'Anatomy',
-           'check_config', 'anatomy', 'load_config', 'load_tokenizer', 'needs', 'device_map', 'few_bits', 'settled',
-           'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer', 'edit_residual', 'starting_at', 'final_hidden',
-           'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss', 'perplexity', 'greedy', 'tokens_at_once',
-           'generate', 'answer_edited', 'refuse_few_bits', 'trained_weights', 'copy_weights_', 'weights_kept',
-           'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output',
+           'check_config', 'anatomy', 'load_config', 'load_tokenizer', 'needs', 'check_bits', 'device_map', 'few_bits',
+           'settled', 'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer', 'edit_residual', 'starting_at',
+           'final_hidden', 'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss', 'perplexity', 'greedy',
+           'tokens_at_once', 'generate', 'answer_edited', 'refuse_few_bits', 'trained_weights', 'copy_weights_',
+           'weights_kept', 'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output',
            'check_output_folder', 'save_trained', 'save_lm']
 
 # %% ../../nbs/workshop/lm.ipynb #d877b620
@@ -137,13 +137,18 @@ def load_tokenizer(
     "Read a model's tokenizer alone. Raises UserError."
     return _read(AutoTokenizer, folder)
 
-# %% ../../nbs/workshop/lm.ipynb #f2b96490
+# %% ../../nbs/workshop/lm.ipynb #38278810
 Trained = Callable[[PreTrainedModel], Mapping[str, Any]]  # a model -> the weights that are trained, by name
 
 def needs(package: str, what: str) -> None:
     "Raise UserError if a package is not installed."
     if find_spec(package) is None:
         raise UserError(f"{what} needs the package {package}; install it with pip install {package}")
+
+def check_bits(bits: int) -> None:
+    "Raise UserError for a number of bits that is not offered."
+    if bits not in (4, 8):
+        raise UserError(f"frozen_bits is 8 or 4, not {bits!r}")
 
 def device_map(device: Device, place: torch.device, frozen_bits: int | None) -> dict[str, Any]:
     "Where transformers puts a model while it reads it; empty if it is moved afterwards. Raises UserError."
@@ -160,8 +165,7 @@ def few_bits(
     trained: Trained | None,     # what stays as `dtype`
 ) -> dict[str, Any]:
     "What makes transformers freeze weights in few bits. Raises UserError without bitsandbytes."
-    if bits not in (4, 8):
-        raise UserError(f"frozen_bits is 8 or 4, not {bits!r}")
+    check_bits(bits)
     for package in ("accelerate", "bitsandbytes"):
         needs(package, "frozen_bits")
     from transformers import BitsAndBytesConfig

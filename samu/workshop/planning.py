@@ -6,7 +6,7 @@ __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residua
            'Plan', 'add_up', 'lighter', 'plan', 'own_people', 'sketch', 'speed', 'seconds_for', 'gigabytes',
            'plan_rows']
 
-# %% ../../nbs/workshop/planning.ipynb #49c8209c
+# %% ../../nbs/workshop/planning.ipynb #3aff2ea4
 import math
 import time
 import weakref
@@ -29,8 +29,8 @@ from transformers.pytorch_utils import Conv1D
 from .registry import RETAIN, SETUPS, Method
 from .runtime import matmul_dtype
 from .batching import batches, encode, name_spans
-from .lm import (anatomy, greedy, load_config, load_tokenizer, refuse_few_bits, tokens_at_once,
-                              trained_weights)
+from .lm import (anatomy, check_bits, greedy, load_config, load_tokenizer, refuse_few_bits,
+                              tokens_at_once, trained_weights)
 from .sae_files import JumpReLU
 from .setups import (Experiment, LoopConfig, People, at_layer, folder_table, load, middle_block,
                                   read_people, settings_for)
@@ -220,7 +220,7 @@ def cached_later(
     rest = max(0, min(n, all_batches) - 1)
     return int(rest * (frozen + inputs * starts) * task.exp.d_model)
 
-# %% ../../nbs/workshop/planning.ipynb #6a544112
+# %% ../../nbs/workshop/planning.ipynb #d4c3c43f
 def asking_peak(
     exp: Experiment,  # with a fake model
     gpu: bool,
@@ -242,6 +242,7 @@ def saved_by_bits(
     bits: int,
 ) -> tuple[int, int]:  # bytes that frozen weights are smaller; bytes of the largest of them in full
     "What few bits save. Raises UserError if a weight is trained that they would freeze."
+    check_bits(bits)
     loop, head = exp.settings.loop, anatomy(exp.model).head
     whole = trained_weights(exp.model, loop.blocks, loop.weights, exp.layer)
     refuse_few_bits(name for name in trained if name not in whole)
