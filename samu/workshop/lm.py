@@ -474,12 +474,12 @@ def answer_edited(
             replies[i] = reply
     return replies
 
-# %% ../../nbs/workshop/lm.ipynb #b2b226ab
+# %% ../../nbs/workshop/lm.ipynb #fc31f29d
 def refuse_few_bits(names: Iterable[str]) -> None:
     "Raise UserError for the first weight that would be trained and is in few bits."
     for name in names:
-        raise UserError(f"{name} would be trained, but is frozen in few bits; with frozen_bits train only the "
-                        "setup's own blocks and weights, or fewer of them (blocks=)")
+        raise UserError(f"{name} would be trained, but is frozen in few bits; with frozen_bits train only "
+                        "the setup's own blocks and weights, or fewer of them (blocks=)")
 
 def trained_weights(
     hf: PreTrainedModel,

