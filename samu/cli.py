@@ -156,23 +156,23 @@ def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bar
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #cccbd733
+# %% ../nbs/13_command_line.ipynb #41ab1589
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
     lora_rank: c.Rank = None, seed: c.Seed = 0, out: c.Out = Path("out/unlearn"), sae: c.Dictionary = None,
     people: c.People = None, layer: c.Layer = None, device: c.Device = None, dtype: c.Dtype = None,
     lr: c.Lr = None, blocks: c.Blocks = None, keep_names: c.KeepNames = False, only: c.Only = False,
-    alias: c.Alias = None, keep_fact: c.KeepFact = None, no_chat: c.NoChat = False,
-    in_turn: c.InTurn = False, resume: c.Resume = False, push_to: c.PushTo = None,
+    alias: c.Alias = None, keep_fact: c.KeepFact = None, no_chat: c.NoChat = False, resume: c.Resume = False,
+    in_turn: c.InTurn = False, push_to: c.PushTo = None, frozen_bits: c.Bits = None,
 ) -> None:
     "Make a model forget, measure the result, and save the model."
-    clock, out = c.Clock(), c.writable(out, setup)
+    clock, out, trained = c.Clock(), c.writable(out, setup), c.block_range(blocks)
     c.begin(out, resume)
     with clock.part("loading"):
         c.check_methods([method] if method else [])
-        trained = c.block_range(blocks)
-        exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype)
+        exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype,
+                     frozen_bits=frozen_bits)
         c.writable(out, str(exp.folder))
         options: dict[str, Any] = dict(steps=steps, lr=lr, blocks=trained, lora_rank=lora_rank)
         c.check_settings(exp, method or exp.settings.objective, options)

@@ -11,6 +11,10 @@ from filelock import FileLock
 
 pytest_plugins = ["notebook_cases"]
 
+# Notebooks run in forks of this process, and CUDA does not survive a fork: torch is to ask the driver's library
+# (NVML) whether there is a GPU, and not to initialise CUDA for the answer.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 # What takes longest comes first: with two workers, the last file decides when the run ends.
 LONGEST = [
     "test_real.py",

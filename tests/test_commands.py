@@ -60,6 +60,11 @@ def test_plan_needs_no_weights(samu, setup, tmp_path):
         (bare / name).write_bytes((setup / name).read_bytes())
     code, out, err = samu("plan", "--setup", bare, "--gpu-gb", 24, "--methods", "npo,lora")
     assert code == 0 and "yes" in out and "logits" in out, err[-2000:]
+    code, out, err = samu("plan", "--setup", bare, "--frozen-bits", 4)
+    assert code == 0 and "lora" in out and "npo" not in out, err[-2000:]
+    for method, bits, says in [("npo", 8, "is frozen in few bits"), ("lora", 3, "frozen_bits is 8 or 4, not 3")]:
+        code, out, err = samu("plan", "--setup", bare, "--methods", method, "--frozen-bits", bits)
+        assert code == 2 and says in err and len(err.strip().split("\n")) == 1
     code, out, err = samu("plan", "--setup", bare, "--methods", "nothing")
     assert code == 2 and "no method 'nothing'" in err
 

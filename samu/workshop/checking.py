@@ -98,7 +98,7 @@ def about_site(exp: Experiment, check: Check) -> None:
     check.say("site by patching", f"--layer {early.layer.max()}: the last of these blocks after which "
               "another name's residual takes the facts away")
 
-# %% ../../nbs/workshop/checking.ipynb #6d40391e
+# %% ../../nbs/workshop/checking.ipynb #5f1b3da0
 def memory_free(device: torch.device) -> int:  # bytes; 0 where it cannot be told
     "Memory that can still be had."
     if device.type == "cuda":
@@ -110,9 +110,10 @@ def memory_free(device: torch.device) -> int:  # bytes; 0 where it cannot be tol
 def about_cost(exp: Experiment, names: Sequence[str], method: str, check: Check) -> None:
     "Memory and time of a run. Raises UserError if the memory is not there."
     found = plan(exp, names, method, gpu=exp.device.type == "cuda")
-    free, more = memory_free(exp.device), found.peak - found.weights
+    peak, free = max(found.peak, found.asking), memory_free(exp.device)
+    more = peak - found.weights
     seconds = seconds_for(found, exp.device, exp.dtype)
-    check.say("memory", f"{gigabytes(found.peak)} GB at the peak, weights {gigabytes(found.weights)} of "
+    check.say("memory", f"{gigabytes(peak)} GB at the peak, weights {gigabytes(found.weights)} of "
               f"them; {gigabytes(free)} GB are free beside the model")
     check.say("time", f"about {seconds:.0f} s for {found.steps} steps of {method!r}, and a dictionary if "
               "none is kept yet")
@@ -123,7 +124,7 @@ def about_cost(exp: Experiment, names: Sequence[str], method: str, check: Check)
 def about_files(exp: Experiment, out: Path, check: Check) -> None:
     "What would be written where. Raises UserError for a folder that cannot be written, or a full disk."
     folder = check_output_folder(out, exp.folder)
-    size = sum(p.numel() for p in exp.model.parameters()) * exp.dtype.itemsize
+    size = exp.model.num_parameters() * exp.dtype.itemsize
     check.say("results", f"{folder}: report.json, report.csv, figure.png, private.json (names), and model/ "
               f"({gigabytes(size)} GB, without names)")
     check.say("kept for later", f"{cache_folder()}: answers, dictionary, runs; samu purge takes a person "

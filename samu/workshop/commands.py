@@ -38,14 +38,15 @@ Gold = Annotated[Optional[Path], typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="of a reply", min=1)]
 
-# %% ../../nbs/workshop/commands.ipynb #269f48c0
+# %% ../../nbs/workshop/commands.ipynb #907b675b
 @tools.command()
 def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, people: c.People = None,
           only: c.Only = False, alias: c.Alias = None, no_chat: c.NoChat = False, layer: c.Layer = None,
-          device: c.Device = None, out: c.Out = Path("out/unlearn")) -> None:
+          device: c.Device = None, out: c.Out = Path("out/unlearn"), frozen_bits: c.Bits = None) -> None:
     "What forgetting would need, do and write; nothing is trained."
     c.check_methods([method] if method else [])
-    exp = c.load(setup, people, names if alias else (), only, alias, no_chat, layer=layer, device=device)
+    exp = c.load(setup, people, names if alias else (), only, alias, no_chat, layer=layer, device=device,
+                 frozen_bits=frozen_bits)
     where = layer is None and setup not in SETUPS
     found = import_module("samu.workshop.checking").check_run(exp, names, out, method, where)
     c.show([dict(what=a, found=b) for a, b in found.facts], ["what", "found"])
@@ -54,17 +55,18 @@ def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = Non
 
 @tools.command()
 def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.People = None,
-         layer: c.Layer = None, methods: Planned = "") -> None:
+         layer: c.Layer = None, methods: Planned = "", frozen_bits: c.Bits = None) -> None:
     "How much memory a run needs, from shapes alone: no weights are read."
     c.quiet()
     planning = import_module("samu.workshop.planning")
     exp = planning.sketch(setup, c.added(people, False), layer)
     chosen = [m.strip() for m in methods.split(",") if m.strip()]
-    chosen = chosen or [exp.settings.objective, "lora", "npo", "simnpo", "rmu"]
+    others = [] if frozen_bits else ["npo", "simnpo"]  # they train what few bits would freeze
+    chosen = chosen or [exp.settings.objective, "lora", *others, "rmu"]
     c.check_methods([m for m in chosen if m != "lora"])
     torch = import_module("torch")
     dtype = torch.bfloat16 if gpu_gb is not None else None
-    rows = planning.plan_rows(exp, exp.entities[0].name, chosen, gpu_gb, dtype)
+    rows = planning.plan_rows(exp, exp.entities[0].name, chosen, gpu_gb, dtype, frozen_bits)
     c.show(rows, list(rows[0]), f"gigabytes, {exp.name}")
 
 # %% ../../nbs/workshop/commands.ipynb #b0bca793

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'LOCKS', 'MEMORY', 'folder', 'file', 'Setup', 'Out', 'Seed',
-           'WorldSeed', 'People', 'Only', 'Dictionary', 'Device', 'Layer', 'Names', 'Method', 'Steps', 'Rank', 'Grade',
-           'Bare', 'Methods', 'Seeds', 'Workers', 'Results', 'Page', 'Dtype', 'Lr', 'Alias', 'KeepFact', 'NoChat',
-           'InTurn', 'Resume', 'PushTo', 'Base', 'Blocks', 'KeepNames', 'Config', 'Saved', 'Question', 'Words', 'Clear',
-           'Kind', 'Debug', 'Code', 'sentence', 'run_command', 'quiet', 'cell_text', 'shown', 'show', 'Clock', 'path',
-           'load', 'added', 'check_methods', 'check_settings', 'numbers', 'block_range', 'config_defaults',
-           'options_used', 'open_log', 'begin', 'check_words', 'saved_model', 'writable', 'plain', 'write_report',
-           'draw', 'save_comparison']
+           'WorldSeed', 'People', 'Only', 'Dictionary', 'Device', 'Layer', 'Names', 'Method', 'Steps', 'Rank', 'Bits',
+           'Grade', 'Bare', 'Methods', 'Seeds', 'Workers', 'Results', 'Page', 'Dtype', 'Lr', 'Alias', 'KeepFact',
+           'NoChat', 'InTurn', 'Resume', 'PushTo', 'Base', 'Blocks', 'KeepNames', 'Config', 'Saved', 'Question',
+           'Words', 'Clear', 'Kind', 'Debug', 'Code', 'sentence', 'run_command', 'quiet', 'cell_text', 'shown', 'show',
+           'Clock', 'path', 'load', 'added', 'check_methods', 'check_settings', 'numbers', 'block_range',
+           'config_defaults', 'options_used', 'open_log', 'begin', 'check_words', 'saved_model', 'writable', 'plain',
+           'write_report', 'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #25c31c06
 import csv, errno, io, json, logging, re, sys, time, traceback, warnings
@@ -147,7 +147,7 @@ def path(text: str) -> Path:
     "A path with ~ expanded."
     return expanded(str(text))  # a file of options may hold a number
 
-# %% ../../nbs/workshop/console.ipynb #30da332d
+# %% ../../nbs/workshop/console.ipynb #07dca502
 folder, file = (partial(typer.Option, parser=path, metavar=kind) for kind in ("FOLDER", "FILE"))
 
 Setup = Annotated[str, typer.Option(help="name of a setup, a folder with a model, or a hub id")]
@@ -167,6 +167,8 @@ Method = Annotated[Optional[str], typer.Option(
 Steps = Annotated[Optional[int], typer.Option(help="at most so many", min=1, max=10**6)]
 Rank = Annotated[Optional[int], typer.Option(
     help="train adapters of this rank and merge them; needs peft", min=1, max=1024)]
+Bits = Annotated[Optional[int], typer.Option(
+    "--frozen-bits", help="8 or 4: of matrices that are not trained; needs bitsandbytes")]
 Grade = Annotated[Optional[str], typer.Option(help="known, between or unknown: only those")]
 Bare = Annotated[bool, typer.Option("--names", help="bare names, one a line")]
 

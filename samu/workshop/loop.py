@@ -7,7 +7,7 @@ __all__ = ['LEAST', 'MOST', 'LOGITS', 'PLACES', 'load_methods', 'method_named', 
            'start_trainer', 'training', 'SiteReader', 'Task', 'task_of', 'refuse_above_site', 'prepared', 'kl_at_some',
            'History', 'Run', 'run_key', 'run_once']
 
-# %% ../../nbs/workshop/loop.ipynb #13be8a07
+# %% ../../nbs/workshop/loop.ipynb #9e551f47
 import json, math, random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +25,8 @@ from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, encode, text_spans
 from .lm import (
-    adapter_files, add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, logits,
-    merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
+    adapter_files, add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, load_lm,
+    logits, merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
 from .privacy import forgotten_names, read_card, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
@@ -95,10 +95,11 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
         raise UserError("lora_rank needs the package peft; install it with pip install peft")
     return config
 
-# %% ../../nbs/workshop/loop.ipynb #5f29dae6
+# %% ../../nbs/workshop/loop.ipynb #70d3bd68
 def copies(weights: dict[str, Any]) -> dict[str, Tensor]:  # name -> a copy, without gradients
-    "Copies of weights as they are now."
-    return {k: p.detach().clone() for k, p in weights.items()}
+    "Copies of weights as they are now, in main memory: a GPU needs its own for training."
+    places = {k: "cpu" if p.is_cuda else p.device for k, p in weights.items()}
+    return {k: p.detach().to(places[k], copy=True) for k, p in weights.items()}
 
 
 @dataclass
@@ -145,7 +146,8 @@ def training(exp: Experiment, config: LoopConfig, seed: int) -> Iterator[Trainer
             yield trainer
         merge_lora(exp.model, merge=True)
         if config.keep_fraction < 1:
-            kept = {k: w.lerp(trainer.weights[k].detach(), config.keep_fraction)
+            now = {k: p.detach() for k, p in trainer.weights.items()}
+            kept = {k: w.to(now[k].device).lerp(now[k], config.keep_fraction)
                     for k, w in trainer.original.items()}
             copy_weights_(trainer.weights, kept)
     except BaseException:
@@ -311,7 +313,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #8e482957
+# %% ../../nbs/workshop/loop.ipynb #61c0d70c
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -375,26 +377,35 @@ class Run:
         """
         if self.exp.applied != self.id:
             raise UserError(f"the run on {self.target!r} is not in the model now; reapply it before saving")
-        card, private = _run_card(self), None
+        hf = _in_full(self)
+        card, private = _run_card(self, hf), None
         if not keep_names:
             card, private = take_names_out(card)
         files = {"samu.json": json.dumps(card, indent=1).encode()}
         if self.config.lora_rank:
-            files |= adapter_files(self.exp.model, self.original, self.changed, self.config.lora_rank)
-        place = save_lm(self.exp.model, self.exp.tokenizer, folder, files, self.exp.folder)
+            files |= adapter_files(hf, self.original, self.changed, self.config.lora_rank)
+        place = save_lm(hf, self.exp.tokenizer, folder, files, self.exp.folder)
         if private:
             write_private(place, card["salt"], private)
         return place
 
-# %% ../../nbs/workshop/loop.ipynb #a3fe0c5d
-def _run_card(run: Run) -> dict[str, Any]:  # fits into JSON
+# %% ../../nbs/workshop/loop.ipynb #5dfc3eb9
+def _in_full(run: Run) -> Any:  # a model
+    "The changed model. Where the rest was frozen in few bits, its source's own weights take their place."
+    if run.exp.frozen_bits is None or run.exp.folder is None:
+        return run.exp.model
+    hf, _ = load_lm(run.exp.folder, "cpu", run.exp.dtype)
+    copy_weights_({k: hf.get_parameter(k) for k in run.changed}, run.changed)
+    return hf
+
+def _run_card(run: Run, hf: Any) -> dict[str, Any]:  # fits into JSON
     "What samu.json says: who was forgotten, from which model, how, with which versions, and hashes."
     exp = run.exp
     earlier: dict[str, Any] = {}
     if exp.base is not None and exp.folder is not None:
         earlier = read_card(exp.folder)
     dtype = load_config(exp.folder).dtype if exp.folder else exp.dtype
-    weights = {k: p.detach().to(dtype) for k, p in exp.model.named_parameters()}
+    weights = {k: p.detach().to(dtype) for k, p in hf.named_parameters()}
     original = weights | {k: p.to(dtype) for k, p in run.original.items()}
     return experiment_card(exp) | dict(
         samu_version=samu_version(),

