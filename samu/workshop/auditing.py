@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILES', 'CANNOT_DRAW', 'check_card', 'card_config', 'saved_run', 'open_folder', 'plain_numbers', 'drawn',
-           'lines_figure', 'shown', 'page', 'asked_how', 'dictionary_met', 'left_open', 'facts_of']
+           'lines_figure', 'ratio_interval', 'shown', 'page', 'asked_how', 'dictionary_met', 'left_open', 'facts_of']
 
-# %% ../../nbs/workshop/auditing.ipynb #968f3d10
+# %% ../../nbs/workshop/auditing.ipynb #03a3c6f7
 import base64, math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import pandas as pd, torch
 from torch import Tensor
+from .asking import other_names
 from .leaks import read_by_dictionary
 from .lm import check_output_folder, list_output, load_config
 from .loop import Run
@@ -100,7 +101,7 @@ def open_folder(
     list_output(folder, FILES)
     return folder
 
-# %% ../../nbs/workshop/auditing.ipynb #7c515151
+# %% ../../nbs/workshop/auditing.ipynb #9cd50c91
 CANNOT_DRAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 def plain_numbers(
@@ -138,6 +139,17 @@ def lines_figure(
     ax.legend(fontsize=8)
     return fig
 
+def ratio_interval(
+    value: float,  # what is given now, over what was given before
+    n: int,        # answers before
+) -> tuple[float, float]:
+    "The 95 % interval of a ratio; around one, it reaches to both sides."
+    if value > 1:
+        low, high = wilson(1 / value, round(value * n))
+        return 1 / high, 1 / low
+    low, high = wilson(value, n)
+    return low, 1 / low if value == 1 else high
+
 def shown(
     value: float | None,
 ) -> str:
@@ -161,7 +173,7 @@ def page(
     environment.filters["shown"] = shown
     return environment.from_string(text).render(dict(report, people=people))
 
-# %% ../../nbs/workshop/auditing.ipynb #45f035f4
+# %% ../../nbs/workshop/auditing.ipynb #6d30b99c
 def asked_how(
     m: Measurement,
     families: Sequence[str],    # of other ways of asking
@@ -171,7 +183,7 @@ def asked_how(
     prompts = [q.text[:q.start] + "NAME" + q.text[q.stop:] for q in asked]
     form = ("each as a request in the model's chat template" if exp.settings.chat else
             "each as the beginning of a text that the model continues, without a chat template")
-    scope = dict(spellings=[person.name, *person.aliases], form=form, families=list(families),
+    scope = dict(spellings=[person.name, *other_names(exp, person)], form=form, families=list(families),
                  tokens=exp.settings.reply_tokens, prompts=list(dict.fromkeys(prompts)))
     ends = exp.settings.unknown_answers
     unsure = sum(admits_ignorance(r) or is_right(r, ends) for r in exp.ask(asked))
@@ -202,7 +214,7 @@ def left_open(
              f"Rare slips. Each person was asked about plainly with {n} questions; with none answered, the "
              f"true share could be {bound}. Questions about one fact are alike, so it is wider.",
              "Other names of the same person than those above: nicknames, initials, misspellings.",
-             "Other languages than that of the prompts, and conversations of more than one turn.",
+             "Languages that were not asked in, and conversations of more than one turn.",
              "Attacks that were not tried: longer training, other texts, ways of asking not thought of.",
              "Other copies. This is about the file named below, not about the original or its backups.",
              "That the facts cannot be inferred from what the model knows about others, or found elsewhere."]
