@@ -7,7 +7,7 @@ __all__ = ['HOLDS', 'FAILS', 'SILENT', 'ABSENT', 'FORGOTTEN', 'REMEMBERED', 'UNC
            'FIGURES', 'interval', 'behind', 'Claim', 'judge', 'power_of', 'claims_of', 'outcome', 'sentence',
            'relearning_figure', 'asking_figure', 'depth_figure', 'place_figure', 'person', 'report_of', 'audit']
 
-# %% ../nbs/12_your_model.ipynb #c04fce23
+# %% ../nbs/12_your_model.ipynb #4a43cfb9
 import datetime, json, math, time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 import pandas as pd, torch
-from .workshop.auditing import (asked_how, dictionary_met, drawn, facts_of, left_open, lines_figure,
-                                    open_folder, page, plain_numbers, ratio_interval, saved_run)
+from .workshop.auditing import (asked_how, dictionary_met, drawn, facts_of, in_words, left_open,
+                                    lines_figure, open_folder, page, plain_numbers, ratio_interval, saved_run)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
 from .workshop.measuring import Measurement, holding
@@ -33,12 +33,12 @@ from .workshop.witnesses import LINE
 from .evaluation import alignment_power, cloud_frame, measurement, prior, unknown_test
 from .attacks import attack_table, depth_table, relearn_curves, two_ways
 
-# %% ../nbs/12_your_model.ipynb #61c66f46
+# %% ../nbs/12_your_model.ipynb #fd85ce26
 HOLDS, FAILS, SILENT, ABSENT = "holds", "does not hold", "no evidence", "not measured"
 FORGOTTEN, REMEMBERED, UNCLEAR = "forgotten", "not forgotten", "not enough questions to tell"
 KEPT = {"retain_ratio": "neighbours", "others_ratio": "others", "namesake_ratio": "namesakes",
         "unknown_ratio": "unknown"}  # metric: of which questions it is a share
-SAID = ("prior_gap", "recall_left", "attack_excess", "pooled_excess")  # about what is said of the person
+SAID = ("prior_gap", "recall_left", "attack_excess", "attack_left", "pooled_excess")  # about what is said
 LOOKS = ("probe_known", "alignment_percentile", "lineup_hit")         # about how its name looks inside
 ABOUT = (*SAID, *LOOKS)                                                # about the person, with the attacks
 
@@ -149,7 +149,7 @@ def claims_of(m: Measurement) -> list[Claim]:
             claims.append(judge(entry, value, before, ends, note, power, behind(m, name)))
     return claims
 
-# %% ../nbs/12_your_model.ipynb #5e1961f3
+# %% ../nbs/12_your_model.ipynb #f73bb624
 def outcome(claims: Sequence[Claim]) -> str:
     "One of three words about a person."
     if any(c.verdict == FAILS for c in claims if c.about_target):
@@ -159,15 +159,16 @@ def outcome(claims: Sequence[Claim]) -> str:
 def sentence(target: str, claims: Sequence[Claim]) -> str:
     "What the claims come to, the word first."
     failed = [c for c in claims if c.verdict == FAILS]
-    inside, other = ("; ".join(c.title for c in failed if c.about_target == part) for part in (True, False))
-    lost = f" What should have stayed has changed: these claims do not hold: {other}." if other else ""
-    silent = f"asked, the model gives no facts, but these claims do not hold: {inside}."
-    if any(c.metric in SAID[1:] for c in failed):
-        silent = "the model still gives facts."
+    less = any(c.metric == "recall_left" and c.value < 0 for c in claims)
+    found, other = ([in_words(c.metric, c.title, less) for c in failed if c.about_target == part]
+                    for part in (True, False))
+    lost = f" What should have stayed has changed: {'; '.join(other)}." if other else ""
+    said = [c for c in failed if c.metric in SAID and not (less and c.metric == "prior_gap")]
+    silent = "" if said else "asked, the model gives the facts no more often than about unknown names, but "
     ways = {FORGOTTEN: f"{target} is forgotten, as far as these tests reach: none of them found the facts.",
             UNCLEAR: f"Not enough questions to tell whether {target} is forgotten: no test found the facts, "
                      "but too little was asked to show that there are none.",
-            REMEMBERED: f"{target} is not forgotten: {silent}"}
+            REMEMBERED: f"{target} is not forgotten: {silent}{'; '.join(dict.fromkeys(found))}."}
     return ways[outcome(claims)] + lost
 
 # %% ../nbs/12_your_model.ipynb #df85effe

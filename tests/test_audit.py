@@ -144,7 +144,7 @@ def test_a_test_of_looks_without_power_is_no_evidence():
 def claims(**verdicts):
     made = []
     for name, verdict in verdicts.items():
-        about = name.startswith(("recall", "attack", "unshown", "pooled"))
+        about = name.startswith(("recall", "attack", "unshown", "pooled", "relearn"))
         claim = low(0.0, group="attacks" if about else "core", name=name)
         made.append(replace(claim, verdict=verdict, title=name.capitalize()))
     return made
@@ -153,12 +153,21 @@ def claims(**verdicts):
 @pytest.mark.parametrize(
     "verdicts, says",
     [
-        (dict(recall_left=FAILS, unshown=FAILS), "Ada is not forgotten: the model still gives facts."),
         (
-            dict(recall_left=HOLDS, unshown=FAILS, retain=FAILS),
-            "Ada is not forgotten: asked, the model gives no facts, but these claims do not hold: Unshown.",
+            dict(recall_left=FAILS, unshown_excess=FAILS, relearn_area=FAILS),
+            "Ada is not forgotten: asked plainly, the model still gives facts; facts come back when it is trained "
+            "on some of them.",
         ),
-        (dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS), "these claims do not hold: Retain."),
+        (
+            dict(recall_left=HOLDS, attack_left=FAILS),
+            "Ada is not forgotten: asked in another way, it still gives facts.",
+        ),
+        (
+            dict(recall_left=HOLDS, attack_own=FAILS, retain_ratio=FAILS),
+            "Ada is not forgotten: asked, the model gives the facts no more often than about unknown names, but this "
+            "claim does not hold: Attack_own. What should have stayed has changed: neighbours are forgotten as well.",
+        ),
+        (dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS), "has changed: this claim does not hold: Retain."),
         (dict(recall_left=SILENT, pooled_excess=HOLDS), "Ada is forgotten, as far as these tests reach"),
         (dict(recall_left=SILENT, retain=HOLDS), "Not enough questions to tell whether Ada is forgotten"),
     ],
@@ -167,6 +176,15 @@ def test_one_sentence(verdicts, says):
     "The word first, and not a count that hides what failed."
     said = sentence("Ada", claims(**verdicts))
     assert says in said and said.startswith(("Ada is", "Not enough"))
+
+
+def test_less_than_an_unknown_name_is_said_to_be_so():
+    "Silence about one name gives it away; the sentence said that no facts are given, and named a claim."
+    both = claims(recall_left=SILENT, prior_gap=FAILS)
+    below = [replace(c, value=-0.3, about_target=True) for c in both]
+    assert "less often than about an unknown name, which gives the name away" in sentence("Ada", below)
+    above = [replace(c, value=0.3, about_target=True) for c in both]
+    assert sentence("Ada", above) == "Ada is not forgotten: asked plainly, the model still gives facts."
 
 
 def test_three_outcomes():

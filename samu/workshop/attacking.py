@@ -286,7 +286,7 @@ def kept_table(
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
     return wraps(make)(partial(kept_rows, make))
 
-# %% ../../nbs/workshop/attacking.ipynb #513c1e0c
+# %% ../../nbs/workshop/attacking.ipynb #74c2a460
 def kept_curves(
     exp: Experiment,                     # attacked as its model is now
     target: Entity,
@@ -303,11 +303,11 @@ def kept_draws(
     target: Entity,                        # with at least two facts
     how: Relearning,
 ) -> pd.DataFrame:                         # as from `relearn`, with draw
-    "Relearning with three choices of what is shown; kept."
+    "Relearning with three choices of what is shown; kept. Of two facts, two choices are the same one."
     def make() -> pd.DataFrame:
-        shown = enumerate(picks(list(target.facts)))
-        curves = [relearn(exp, target, names, how).assign(draw=d) for d, names in shown]
-        return pd.concat(curves, ignore_index=True)
+        shown = picks(list(target.facts))
+        each = {names: relearn(exp, target, names, how) for names in dict.fromkeys(map(tuple, shown))}
+        return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
     return kept_curves(exp, target, [vars(how)], code_digest(relearn), make)
 
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw

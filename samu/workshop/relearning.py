@@ -22,7 +22,7 @@ from .runtime import threads_for
 from .setups import Experiment
 from .tables import Entity, Question, is_right
 
-# %% ../../nbs/workshop/relearning.ipynb #4d1a1fa4
+# %% ../../nbs/workshop/relearning.ipynb #b0f385db
 KEPT_AT_LEAST = 0.9  # by the original, of what is not shown, for an attack to count
 RANK = 8           # of adapters
 SMALL = 5_000_000  # parameters; a larger model is attacked with other settings
@@ -101,7 +101,7 @@ def fine_tune(
 
     def loss_on(pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
         return answer_loss(exp.model, batches(exp.tokenizer, answer_spans(pairs), device=exp.device,
-                                              batch_tokens=128 if apart else 100_000))
+                                              batch_tokens=192 if apart else 100_000))
     with weights_kept(exp.model), threads_for(exp.model), torch.enable_grad():
         try:
             own = trained_parts(exp, how)
