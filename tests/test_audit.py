@@ -165,7 +165,7 @@ def claims(**verdicts):
         (
             dict(recall_left=HOLDS, attack_own=FAILS, retain_ratio=FAILS),
             "Ada is not forgotten: asked, the model gives the facts no more often than about unknown names, but this "
-            "claim does not hold: Attack_own. What should have stayed has changed: neighbours are forgotten as well.",
+            "claim does not hold: Attack_own. What should have stayed has changed: neighbours are forgotten too.",
         ),
         (dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS), "has changed: this claim does not hold: Retain."),
         (dict(recall_left=SILENT, pooled_excess=HOLDS), "Ada is forgotten, as far as these tests reach"),

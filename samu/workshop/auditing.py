@@ -174,7 +174,7 @@ def page(
     environment.filters["shown"] = shown
     return environment.from_string(text).render(dict(report, people=people))
 
-# %% ../../nbs/workshop/auditing.ipynb #72b31ea4
+# %% ../../nbs/workshop/auditing.ipynb #00d55c7c
 def asked_how(
     m: Measurement,
     families: Sequence[str],    # of other ways of asking
@@ -200,9 +200,9 @@ FOUND = dict(
     quantised_left=ROUNDED, benign_excess="facts come back when it is trained on those of others",
     depth_score=INSIDE, given_excess=INSIDE, steer_excess=INSIDE, probe_known=SEEN, alignment_percentile=SEEN,
     lineup_hit=SEEN, truth_rank_gap="the true answers stand out among all answers",
-    retain_ratio="neighbours are forgotten as well", perplexity_ratio="ordinary text is predicted worse",
-    others_ratio="names of other kinds are forgotten as well", unknown_ratio="unknown names are taken for known",
-    namesake_ratio="namesakes are not answered as before")
+    retain_ratio="neighbours are forgotten too", others_ratio="other kinds of names are forgotten too",
+    namesake_ratio="namesakes are not answered as before", unknown_ratio="unknown names are taken for known",
+    perplexity_ratio="ordinary text is predicted worse")
 
 def in_words(
     metric: str,  # whose claim does not hold

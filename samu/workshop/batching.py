@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'AFTER_FIRST', 'encode', 'pad_id', 'Span', 'name_spans', 'answer_spans', 'text_spans', 'Batch', 'by_length',
-           'batches', 'name_tokens', 'width']
+           'shared_beginnings', 'batches', 'name_tokens', 'width']
 
-# %% ../../nbs/workshop/batching.ipynb #3ef0fdc1
+# %% ../../nbs/workshop/batching.ipynb #a84d8b19
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -69,7 +70,7 @@ def text_spans(texts: Iterable[str]) -> list[Span]:  # item = number of the text
     "Everything after the first token of each text."
     return [Span(t, AFTER_FIRST, len(t), i) for i, t in enumerate(texts)]
 
-# %% ../../nbs/workshop/batching.ipynb #f3b0a86c
+# %% ../../nbs/workshop/batching.ipynb #121bc9b9
 @dataclass
 class Batch:
     "Texts of similar length, filled up on the right, with the places that count in them."
@@ -102,6 +103,20 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
             groups.append([])
         groups[-1].append(i)
     return groups
+
+def shared_beginnings(
+    rows: Sequence[list[int]],  # tokens
+    least: int = 16,            # rows in a group that is worth a pass of its own
+) -> list[tuple[int, list[int]]]:  # (tokens that are the same in a group, positions of its rows); 0: none are
+    "Groups of rows that begin alike, so that as many tokens as possible need to be read only once."
+    count = Counter(tuple(r[:k]) for r in rows for k in range(1, min(len(r), 64)))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, r in enumerate(rows):
+        starts = [s for k in range(1, min(len(r), 64)) if count[s := tuple(r[:k])] >= least]
+        best = max(starts, key=lambda s: len(s) * (1 - 1 / count[s]), default=())
+        groups.setdefault(best, []).append(i)
+    apart = [i for g in groups.values() if len(g) < least for i in g]
+    return [(0, apart)] * bool(apart) + [(len(b), g) for b, g in groups.items() if len(g) >= least]
 
 def _pad(rows: Sequence[tuple[list[int], int, int, int, int]], pad: int) -> Batch:
     "Rows (ids, first place, one past the last, item, number of the text) as tensors."
