@@ -398,8 +398,8 @@ def test_a_table_of_a_models_own_answers(hf, tmp_path):
 def test_what_texts_begin_with_is_read_once(family, monkeypatch):
     "Residuals of Gemma for 7,000 texts took as many tokens as if nothing in them were the same."
     hf, tok = tiny.model(family), tiny.tokenizer()
-    ends = ["Rosa", "New Baker town", "Quist", "the town of New Baker Keller"]
-    texts = [f"{start} {end}" for start in ("The town of P0 is", "New Baker", "Rosa is a") for end in ends * 8]
+    ends, long = ["Rosa", "New Baker town", "Quist"], "The town of New Baker is not the town of Keller; it is"
+    texts = [f"{start} {end}" for start in (long, "New Baker", "Rosa is a") for end in ends * 8]
     read = batches(tok, text_spans([*texts, "Quist"]), batch_tokens=200)
     rows = [r[m].tolist() for b in read for r, m in zip(b.ids, b.mask, strict=True)]
     groups = shared_beginnings(rows)

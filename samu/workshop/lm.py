@@ -156,7 +156,7 @@ def load_lm(
         hf.set_output_embeddings(nn.Identity())
     return hf.to(place).eval().requires_grad_(False), tokenizer
 
-# %% ../../nbs/workshop/lm.ipynb #a2546d4c
+# %% ../../nbs/workshop/lm.ipynb #4bd21c40
 class _Seen(Exception):
     "Raised by a hook to end a forward pass."
 
@@ -224,7 +224,7 @@ def _read_rows(
         if k:
             h = _read_blocks(hf, rows[members[0]][None, :k], layers, None, before)
             start = torch.cat([h[i] for i in layers])
-        for group in by_length([len(rows[m]) - k for m in members], 4096):
+        for group in by_length([len(rows[m]) - k for m in members], 256):
             ends = [rows[members[g]][k:] for g in group]
             ids, cache = nn.utils.rnn.pad_sequence(ends, batch_first=True), deepcopy(before)
             if k:
