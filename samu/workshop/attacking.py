@@ -6,7 +6,7 @@
 __all__ = ['ONE_FACT', 'NOTHING_FITS', 'COLUMNS', 'ROUNDINGS', 'Curves', 'name_stacks', 'patched_answers', 'edited_answers',
            'right_share', 'unknown_names', 'same_width', 'rounded', 'nf4_values', 'nf4', 'rounded_weights',
            'place_among', 'scored_answers', 'truth_place', 'kept_place', 'depth_of', 'kept_before', 'patched_recall',
-           'patch_rows', 'steer_rows', 'kept_rows', 'kept_table', 'kept_curves', 'kept_draws', 'zero_line',
+           'patch_rows', 'steer_rows', 'kept_rows', 'kept_table', 'kept_watch', 'kept_draws', 'zero_line',
            'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst', 'families_that_count', 'register_raw']
 
 # %% ../../nbs/workshop/attacking.ipynb #0b87bd2b
@@ -286,16 +286,18 @@ def kept_table(
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
     return wraps(make)(partial(kept_rows, make))
 
-# %% ../../nbs/workshop/attacking.ipynb #74c2a460
-def kept_curves(
+# %% ../../nbs/workshop/attacking.ipynb #513909a4
+def kept_watch(
+    watch: Callable[..., pd.DataFrame],  # of the notebook on relearning
     exp: Experiment,                     # attacked as its model is now
     target: Entity,
-    about: Sequence[Any],                # what the curves depend on beside it: content for `digest`
-    code: str | None,                    # from `code_digest`
-    make: Callable[[], pd.DataFrame],
-) -> pd.DataFrame:
-    "What `make` gives; kept."
-    return kept("relearned", digest(exp.model_id, target, exp.prompts, *about, code) if code else None, make)
+    shown: Sequence[tuple[str, str]],    # (prompt, answer)
+    asked: Sequence[Question],           # about what is not shown
+) -> pd.DataFrame:                       # step, unshown
+    "Fine-tuning on some texts; kept."
+    code = code_digest(watch)
+    key = digest(exp.model_id, target, exp.prompts, list(shown), list(asked), code) if code else None
+    return kept("relearned", key, lambda: watch(exp, target, shown, dict(unshown=asked), None))
 
 def kept_draws(
     relearn: Callable[..., pd.DataFrame],  # (experiment, target, shown, how) -> step, unshown, ...
@@ -308,7 +310,9 @@ def kept_draws(
         shown = picks(list(target.facts))
         each = {names: relearn(exp, target, names, how) for names in dict.fromkeys(map(tuple, shown))}
         return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
-    return kept_curves(exp, target, [vars(how)], code_digest(relearn), make)
+    code = code_digest(relearn)
+    key = digest(exp.model_id, target, exp.prompts, vars(how), code) if code else None
+    return kept("relearned", key, make)
 
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
