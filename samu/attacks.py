@@ -195,7 +195,7 @@ def quantised_excess(m: Measurement) -> float:
 
 register_raw("quantised_recall", quantised_excess)
 
-# %% ../nbs/08_attacks.ipynb #800af037
+# %% ../nbs/08_attacks.ipynb #ab3e9131
 @metric(good="none", group="attacks")
 def truth_rank(m: Measurement) -> float:
     "Place of the true answer among all answers: 0 = the likeliest, 1 = the least likely."
@@ -203,7 +203,7 @@ def truth_rank(m: Measurement) -> float:
 
 @metric(good="low", threshold=0.35, group="attacks", title="The truth is neither likeliest nor least likely")
 def truth_rank_gap(m: Measurement) -> float:
-    "How far the true answer's place among all is from a retrained model's, or unknown names' in the original."
+    "How far the true answer's place is from a retrained model's, or from unknown names' in the original."
     kind, asked = m.split.target.kind, m.asked["target" if m.reference.gold else "unlike"]
     place = [kept_place(gold, asked, kind) for gold in m.reference.gold[:1]]
     return abs(truth_rank(m) - (place or [m.before(lambda exp: kept_place(exp, asked, kind))])[0])
