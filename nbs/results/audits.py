@@ -3,8 +3,8 @@
     python nbs/results/audits.py           those that are not there
     python nbs/results/audits.py real      this one anew: half an hour on two cores, what is kept left out
 
-Nobody here is on a list that a result stands on (nbs/tuned_on_whom.md, protocol.md). The real person is the
-one of `make real`, on whom the method was developed: the page shows what an audit says, and is no test.
+Neither person is in a table that a result stands on (nbs/tuned_on_whom.md, protocol.md). The real one is that
+of `make real`, on whom the method was developed: the page shows what an audit says, and is no test.
 """
 
 import sys
