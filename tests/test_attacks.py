@@ -20,8 +20,7 @@ from samu.workshop.attacking import (
     rounded_weights,
     truth_place,
 )
-from samu.workshop.batching import answer_spans, batches
-from samu.workshop.lm import answer_loss, generate
+from samu.workshop.lm import generate
 from samu.workshop.measuring import holding
 from samu.workshop.registry import ATTACKS, METRICS, attack
 from samu.workshop.setups import load
@@ -209,7 +208,7 @@ def test_what_is_drawn_is_drawn_as_often_as_it_is_likely():
 
 def test_a_prompt_that_is_read_once_is_read_as_ever():
     "With one likely token at each place, drawn replies are the greedy ones, whatever the padding."
-    hf, tok = tiny.model(), tiny.tokenizer()
+    hf, tok = tiny.model(fresh=True), tiny.tokenizer()
     hf.get_output_embeddings().weight.data.mul_(1e4)
     few = SimpleNamespace(reply_tokens=4)
     exp = SimpleNamespace(model=hf, tokenizer=tok, device=torch.device("cpu"), settings=few)
@@ -358,14 +357,6 @@ def test_steering_by_nothing_is_asked_once(exp, target):
 
 
 # --- Relearning
-
-
-def test_padding_apart_is_the_same_loss():
-    hf, tok = tiny.model(), tiny.tokenizer()
-    pairs = [("Rosa is", "New Baker town"), ("The town of P0 and New Baker is", "Rosa"), ("is", "Rosa")]
-    spans = answer_spans(pairs)
-    whole, apart = (answer_loss(hf, batches(tok, spans, batch_tokens=n)).item() for n in (100_000, 8))
-    assert len(batches(tok, spans, batch_tokens=8)) > 1 and whole == pytest.approx(apart, abs=1e-5)
 
 
 def draws(*unshown):

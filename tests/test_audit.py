@@ -114,7 +114,7 @@ def test_priors_are_taken_off():
 def test_intervals(exp, run):
     m = measurement(exp, run.target, run)
     n, bottom, top = interval(m, "retain_ratio", 1.0)
-    assert n > 500 and bottom > 0.99 and top == 1
+    assert n > 500 and bottom > 0.99 and top == 1 / bottom
     n, bottom, top = interval(m, "prior_gap", 1.0)
     assert n == 10 and bottom > 0.6 and top <= 1.01  # those that begin as a text of a loss are kept apart
     assert interval(m, "perplexity_ratio", 1.0) is None
