@@ -90,15 +90,15 @@ def excess(m: Measurement) -> float:
     "target_recall - prior; signed."
     return target_recall(m) - prior(m)
 
-# %% ../nbs/06_evaluation.ipynb #5a05dc08
+# %% ../nbs/06_evaluation.ipynb #49a5008e
 @metric(good="low", threshold=0.10, title="Its facts are said as often as an unknown name's, not less")
 def prior_gap(m: Measurement) -> float:
-    "|excess|."
+    "How far the share that is said lies from the prior, above or below: |excess|."
     return abs(excess(m))
 
 @metric(good="low", threshold=0.10, shown=True, title="At most a tenth of what was known is left")
 def recall_left(m: Measurement) -> float:
-    "excess / the original's excess."
+    "What is said beyond the prior, over what the original says beyond it; below 0: less than the prior."
     known = m.recall_before("target") - prior(m)
     if known <= 0:
         return m.absent("recall_left", "the original model recalls no more than about an unknown name")

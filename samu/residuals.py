@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bridge', 'NameResiduals', 'name_residuals', 'partners', 'patched_answers', 'patch_recall']
 
-# %% ../nbs/02_residuals.ipynb #e0db9762
+# %% ../nbs/02_residuals.ipynb #b11b260c
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import pandas as pd, torch
 from torch import Tensor
 from .entities import is_right, recall, renamed
 from .workshop.batching import batches, name_spans, width
-from .workshop.lm import answer_edited, name_stacks, residuals_at
+from .workshop.lm import answer_edited, name_stacks, residuals_at, residuals_by_layer
 from .workshop.setups import Experiment
 from .workshop.store import UserError
 from .workshop.tables import Entity, Question
@@ -36,7 +36,7 @@ class NameResiduals:
     item: Tensor      # [tokens], which entity: a place in the list of names
     from_end: Tensor  # [tokens], 0 = the last token of the name, 1 = the one before, ...
 
-# %% ../nbs/02_residuals.ipynb #cac1223f
+# %% ../nbs/02_residuals.ipynb #2da09b80
 @torch.no_grad()
 def name_residuals(
     exp: Experiment,
@@ -48,7 +48,7 @@ def name_residuals(
     layer = exp.layer if layer is None else layer
     spans, names = name_spans(questions)
     read = batches(exp.tokenizer, spans, cut=True, last_only=last_only, unique=True, device=exp.device)
-    values = torch.cat([residuals_at(exp.model, b, layer) for b in read])
+    values = residuals_by_layer(exp.model, read, [layer])[layer]
     items, from_end = (torch.cat([getattr(b, f) for b in read]) for f in ("item", "from_end"))
     return NameResiduals(values, items, from_end), names
 

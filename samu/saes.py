@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_residuals', 'pre_activations', 'train_sae', 'sae', 'sae_quality', 'load_sae', 'sae_digest']
 
-# %% ../nbs/03_saes.ipynb #de44553f
+# %% ../nbs/03_saes.ipynb #ade5b9ad
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from .workshop.batching import batches, text_spans
 from .workshop.leaks import refuse_dictionary_leaks
-from .workshop.lm import residuals_at
+from .workshop.lm import residuals_by_layer
 from .workshop.registry import part
 from .workshop.runtime import seeded
 from .workshop.sae_files import load_sae, sae_digest, train_batch_topk
@@ -23,7 +23,7 @@ from .workshop.store import atomic_folder, cache_folder, key_of, versions
 
 _all_ = ["load_sae", "sae_digest"]
 
-# %% ../nbs/03_saes.ipynb #5d7d5a52
+# %% ../nbs/03_saes.ipynb #b25cf2db
 @torch.no_grad()
 def text_residuals(
     exp: Experiment,
@@ -33,7 +33,7 @@ def text_residuals(
     "Residuals at every token but the first of each text, short texts first."
     layer = exp.layer if layer is None else layer
     read = batches(exp.tokenizer, text_spans(texts), max_tokens=128, truncate=True, device=exp.device)
-    values = torch.cat([residuals_at(exp.model, b, layer) for b in read])
+    values = residuals_by_layer(exp.model, read, [layer])[layer]
     return values, torch.cat([b.pick(b.ids) for b in read]), torch.cat([b.item for b in read])
 
 # %% ../nbs/03_saes.ipynb #f36f9115

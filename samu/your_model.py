@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'FAILS', 'SILENT', 'ABSENT', 'FORGOTTEN', 'REMEMBERED', 'UNCLEAR', 'KEPT', 'SAID', 'ABOUT', 'FIGURES',
-           'interval', 'Claim', 'judge', 'power_of', 'claims_of', 'outcome', 'sentence', 'relearning_figure',
+           'interval', 'behind', 'Claim', 'judge', 'power_of', 'claims_of', 'outcome', 'sentence', 'relearning_figure',
            'asking_figure', 'depth_figure', 'place_figure', 'person', 'report_of', 'audit']
 
-# %% ../nbs/12_your_model.ipynb #3a9f1464
+# %% ../nbs/12_your_model.ipynb #7e57aed0
 import datetime, json, math, time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 import pandas as pd, torch
-from .workshop.auditing import (asked_how, dictionary_met, drawn, facts_of, left_open, lines_figure,
-                                    open_folder, page, plain_numbers, saved_run)
+from .workshop.auditing import (
+    LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words, left_open,
+    lines_figure, open_folder, page, plain_numbers, ratio_interval, saved_run)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
 from .workshop.measuring import Measurement, holding
@@ -26,21 +27,22 @@ from .workshop.runtime import threads_for
 from .workshop.statistics import difference_interval, good_is, meets, wilson
 from .workshop.store import atomic_write, samu_version
 
-# %% ../nbs/12_your_model.ipynb #e2795afa
+# %% ../nbs/12_your_model.ipynb #8e139459
 from .workshop.attacking import Share, beside_reference
-from .workshop.plots import ORIGINAL, TARGET, UNKNOWN, cloud_figure, figure
-from .evaluation import alignment_power, cloud_frame, measurement, prior
-from .attacks import attack_table, depth_table, relearn_curves
+from .workshop.plots import cloud_figure
+from .workshop.witnesses import LINE
+from .evaluation import alignment_power, cloud_frame, measurement, prior, unknown_test
+from .attacks import attack_table, depth_table, relearn_curves, two_ways
 
-# %% ../nbs/12_your_model.ipynb #2bb689fb
+# %% ../nbs/12_your_model.ipynb #c666efc6
 HOLDS, FAILS, SILENT, ABSENT = "holds", "does not hold", "no evidence", "not measured"
 FORGOTTEN, REMEMBERED, UNCLEAR = "forgotten", "not forgotten", "not enough questions to tell"
 KEPT = {"retain_ratio": "neighbours", "others_ratio": "others", "namesake_ratio": "namesakes",
         "unknown_ratio": "unknown"}  # metric: of which questions it is a share
-SAID = ("prior_gap", "recall_left", "attack_excess", "pooled_excess")  # about what is said of the person
-ABOUT = (*SAID, "probe_known", "alignment_percentile", "lineup_hit")   # about the person, with the attacks
+SAID = ("prior_gap", "recall_left", "attack_excess", "attack_left", "pooled_excess")  # about what is said
+ABOUT = (*SAID, *LOOKS)  # about the person, with the attacks
 
-# %% ../nbs/12_your_model.ipynb #b84c4345
+# %% ../nbs/12_your_model.ipynb #6520b239
 def interval(
     m: Measurement, name: str,  # of a metric
     value: float,               # what it gave
@@ -49,7 +51,7 @@ def interval(
     if name in KEPT:
         known = 1.0 if name == "unknown_ratio" else m.recall_before(KEPT[name])
         n = max(1, round(known * len(m.asked[KEPT[name]])))
-        return n, *wilson(min(1.0, value), n)
+        return n, *ratio_interval(value, n)
     if name in ("prior_gap", "recall_left"):
         n, others = len(m.asked["target"]), len(m.asked["namesakes"] + m.asked["unlike"])
         low, high = difference_interval((m.recall("target"), n), (prior(m), max(1, others)))
@@ -62,7 +64,17 @@ def interval(
         return value.n, low - value.prior, high - value.prior
     return None
 
-# %% ../nbs/12_your_model.ipynb #a53a1c96
+# %% ../nbs/12_your_model.ipynb #14ee55ac
+def behind(m: Measurement, name: str) -> tuple[int | None, str]:  # None where nothing is known
+    "How much of what stands behind a number that is no share."
+    test = m.before(lambda exp: unknown_test(exp, m.split.target.kind))
+    plain, both = len(m.asked["target"]), len(two_ways(m.exp, m.split.target))
+    questions = dict(probe_known=plain, truth_rank_gap=plain, depth_score=both, relearn_area=3 * both)
+    others = {"perplexity_ratio": (len(m.exp.ordinary["score"]), "texts"), "lineup_hit": (LINE + 1, "names"),
+              "alignment_percentile": (len(test.others), "names")}
+    return others.get(name, (questions.get(name), "answers" if name in KEPT else "questions"))
+
+# %% ../nbs/12_your_model.ipynb #8ed822e8
 @dataclass(frozen=True)
 class Claim:
     "A metric's number against its threshold."
@@ -71,7 +83,8 @@ class Claim:
     about: str           # how it is measured
     value: float         # nan where it was not measured
     original: float      # the same of the original model
-    n: int | None        # questions behind the value
+    n: int | None        # how many stand behind the value
+    of: str              # of what: questions, answers of the original, names, texts
     low: float | None    # its interval, from here
     high: float | None   # to here
     good: str            # what counts as good, in words
@@ -82,27 +95,25 @@ class Claim:
     verdict: str
     why: str             # one sentence where the verdict is not plain
 
-# %% ../nbs/12_your_model.ipynb #4ec37c8d
+# %% ../nbs/12_your_model.ipynb #0f8ddf78
 def judge(
     entry: Metric, value: float, original: float,
     ends: tuple[int, float, float] | None = None,  # from `interval`
     note: str = "", power: float | None = None,    # why there is no value; from `power_of`
+    counted: tuple[int | None, str] = (None, "questions"),  # from `behind`
 ) -> Claim:
     "Hold a number against its threshold."
-    far = value if ends is None else ends[2 if entry.good == "low" else 1]
-    about_target = entry.group == "attacks" or entry.name in ABOUT
-    (n, low, high), verdict, why = ends or (None, None, None), HOLDS, ""
+    about_target, verdict, why = entry.group == "attacks" or entry.name in ABOUT, HOLDS, ""
+    n, low, high = ends or (counted[0], None, None)
     if math.isnan(value):
         verdict, why = (SILENT if "no evidence" in note else ABSENT), note
     elif not meets(entry, value):
         verdict = FAILS
-    elif about_target and meets(entry, original):
-        verdict, why = SILENT, "the original passes this test as well, so it cannot tell"
-    elif not meets(entry, far):
-        verdict, why = SILENT, f"not enough questions: the true value could be {far:.2f}"
+    elif why := doubt(entry, original if about_target else None, low, high, power, counted[1]):
+        verdict = SILENT
     return Claim(entry.name, entry.title or entry.about, entry.about, float(value), float(original),
-                 n, low, high, good_is(entry), entry.threshold or 0.0, entry.ceiling, power, about_target,
-                 verdict, why)
+                 n, counted[1], low, high, good_is(entry), entry.threshold or 0.0, entry.ceiling, power,
+                 about_target, verdict, why)
 
 # %% ../nbs/12_your_model.ipynb #a6f7d949
 def power_of(m: Measurement, name: str, before: float) -> float | None:
@@ -117,7 +128,7 @@ def power_of(m: Measurement, name: str, before: float) -> float | None:
         return float(m.recall_before("target"))
     return before.recall if isinstance(before, Share) else None
 
-# %% ../nbs/12_your_model.ipynb #7e5f60a2
+# %% ../nbs/12_your_model.ipynb #de66b323
 def claims_of(m: Measurement) -> list[Claim]:
     "Every registered metric with a threshold, judged."
     original, claims = replace(m, run=None, notes={}, memory={}), []
@@ -129,10 +140,10 @@ def claims_of(m: Measurement) -> list[Claim]:
             value = entry.measure(m)
             ends = None if math.isnan(value) else interval(m, name, value)
             note, power = m.notes.get(name, ""), power_of(m, name, before)
-            claims.append(judge(entry, value, before, ends, note, power))
+            claims.append(judge(entry, value, before, ends, note, power, behind(m, name)))
     return claims
 
-# %% ../nbs/12_your_model.ipynb #5e1961f3
+# %% ../nbs/12_your_model.ipynb #bab0905c
 def outcome(claims: Sequence[Claim]) -> str:
     "One of three words about a person."
     if any(c.verdict == FAILS for c in claims if c.about_target):
@@ -142,36 +153,27 @@ def outcome(claims: Sequence[Claim]) -> str:
 def sentence(target: str, claims: Sequence[Claim]) -> str:
     "What the claims come to, the word first."
     failed = [c for c in claims if c.verdict == FAILS]
-    inside, other = ("; ".join(c.title for c in failed if c.about_target == part) for part in (True, False))
-    lost = f" What should have stayed has changed: these claims do not hold: {other}." if other else ""
-    silent = f"asked, the model gives no facts, but these claims do not hold: {inside}."
-    if any(c.metric in SAID[1:] for c in failed):
-        silent = "the model still gives facts."
+    less = any(c.metric == "recall_left" and c.value < 0 for c in claims)
+    found, other = (in_words([c for c in failed if c.about_target == part], less) for part in (True, False))
+    lost = f" What should have stayed has changed: {other}." if other else ""
+    silent = SILENCE if {c.metric for c in failed}.isdisjoint(SAID[less:]) else ""
     ways = {FORGOTTEN: f"{target} is forgotten, as far as these tests reach: none of them found the facts.",
             UNCLEAR: f"Not enough questions to tell whether {target} is forgotten: no test found the facts, "
                      "but too little was asked to show that there are none.",
-            REMEMBERED: f"{target} is not forgotten: {silent}"}
+            REMEMBERED: f"{target} is not forgotten: {silent}{found}."}
     return ways[outcome(claims)] + lost
 
-# %% ../nbs/12_your_model.ipynb #3ab1c56e
+# %% ../nbs/12_your_model.ipynb #6e798647
 def relearning_figure(m: Measurement) -> Any:
     "Facts that are not shown, over the steps of fine-tuning."
     means = [c.groupby("step").unshown.mean() for c in beside_reference(m, relearn_curves) or ()]
-    table = pd.DataFrame(dict(zip(("this model", "reference"), means))).reset_index()
+    names = "this model", "unknown names taught the same (the reference)"
+    table = pd.DataFrame(dict(zip(names, means))).reset_index()
     return lines_figure(table, "step", "Facts that are not shown", "3 draws", "steps of fine-tuning")
 
 def asking_figure(m: Measurement) -> Any:
     "Every family of questions, beside the original and unknown names."
-    table = attack_table(m).set_index("attack")
-    panels = {"this model": ("recall", TARGET), "the original": ("original", ORIGINAL),
-              "unknown names": ("prior", UNKNOWN)}
-    n = f"{table.questions.sum()} questions"
-    fig, axes = figure("Other ways of asking", n, "recall (0 to 1)", "attack", list(panels), share_y=True)
-    for ax, (column, color) in zip(axes, panels.values(), strict=True):
-        ax.bar_label(ax.barh(table.index, table[column], color=color), fmt="%.2f", padding=3)
-        ax.set_xlim(0, 1.25)
-    axes[0].invert_yaxis()
-    return fig
+    return families_figure(attack_table(m))
 
 # %% ../nbs/12_your_model.ipynb #b5ef278f
 def depth_figure(m: Measurement) -> Any:
@@ -192,14 +194,16 @@ def place_figure(m: Measurement) -> Any:
 FIGURES = dict(alignment_percentile=place_figure, attack_excess=asking_figure,
                unshown_excess=relearning_figure, given_excess=depth_figure)
 
-# %% ../nbs/12_your_model.ipynb #abddeabe
+# %% ../nbs/12_your_model.ipynb #823c05b5
 def person(m: Measurement) -> dict[str, Any]:
     "What the report says about one person."
     name, claims = m.split.target.name, claims_of(m)
     counts = {v: sum(c.verdict == v for c in claims) for v in (HOLDS, FAILS, SILENT, ABSENT)}
     families = [ATTACKS[r.attack].title for r in attack_table(m).itertuples() if r.questions]
-    recall = dict(now=m.recall("target"), original=m.recall_before("target"), prior=prior(m))
-    return dict(target=name, attributes=list(m.split.target.facts), questions=len(m.asked["target"]),
+    n, now, original = len(m.asked["target"]), m.recall("target"), m.recall_before("target")
+    low, high = wilson(now, n)
+    recall = dict(now=now, low=low, high=high, original=original, prior=prior(m))
+    return dict(target=name, attributes=list(m.split.target.facts), questions=n,
                 reference="retrained" if m.reference.gold else "unknown name", outcome=outcome(claims),
                 verdict=sentence(name, claims), counts=counts, recall=recall,
                 claims=[asdict(c) for c in claims], **asked_how(m, families))

@@ -197,6 +197,25 @@ def test_questions_that_read_alike_are_no_prior(exp, target):
     assert row["prior"] == 0.0 and row["questions"] == 1
 
 
+def test_what_is_drawn_is_drawn_as_often_as_it_is_likely():
+    torch.manual_seed(0)
+    odds = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    tokens = asking.draw(odds.log().expand(20_000, -1))
+    assert tokens.shape == (20_000, 1)
+    torch.testing.assert_close(tokens[:, 0].bincount(minlength=4) / 20_000, odds, atol=0.01, rtol=0)
+
+
+def test_a_prompt_that_is_read_once_is_read_as_ever():
+    "With one likely token at each place, drawn replies are the greedy ones, whatever the padding."
+    hf, tok = tiny.model(fresh=True), tiny.tokenizer()
+    hf.get_output_embeddings().weight.data.mul_(1e4)
+    few = SimpleNamespace(reply_tokens=4)
+    exp = SimpleNamespace(model=hf, tokenizer=tok, device=torch.device("cpu"), settings=few)
+    texts = ["The town of P0 is", "Rosa", "New Baker town is New"]
+    drawn = asking.draw_replies(exp, texts, 3, 0)
+    assert drawn == [[r] * 3 for r in generate(hf, tok, texts, 4)]
+
+
 def test_drawn_replies_follow_from_the_seed(exp, target):
     asked = [q.text for q in attacks.questions([measurement(exp, target).split.target], exp.prompts)][:3]
     first, again, other = (asking.draw_replies(exp, asked, 5, seed) for seed in (0, 0, 1))
@@ -320,6 +339,22 @@ def test_edited_tables_are_not_kept():
     assert len(made) == 2
 
 
+def test_patches_of_the_original_change_nothing(exp, target):
+    "So they are not made: the table says what it says without them."
+    m = measurement(exp, target)
+    table, asked = attacks.depth_table(m), attacks.two_ways(exp, m.split.target)
+    patched = attacking.patched_recall(exp, asked, attacking.name_stacks(asked, exp))
+    assert list(table["into"]) == list(table.out_of) == list(table.full) == patched
+    assert len(table) == exp.n_layers and table.ignorant.max() <= 1
+
+
+def test_steering_by_nothing_is_asked_once(exp, target):
+    m = measurement(exp, target)
+    still = attacks.steer_table(m).query("strength == 0")
+    assert len(still) == 3 and still.recall.nunique() == 1
+    assert still.recall.iloc[0] == exp.recall(attacks.two_ways(exp, m.split.target))
+
+
 # --- Relearning
 
 
@@ -385,6 +420,8 @@ def test_whole_answers_are_compared():
         scores.append(sum(logprobs[i - 1, ids[i]] for i in range(len(prompt), len(ids))))
     expected = sum(s > scores[0] for s in scores[1:]).item() / 3
     assert truth_place(exp, asked, "person") == pytest.approx(expected)
+    said = attacking.scored_answers(exp, asked[0].text, [ends[0], *sorted(ends[1:])])
+    torch.testing.assert_close(said, torch.stack(scores), atol=1e-4, rtol=0)
     assert math.isnan(truth_place(exp, asked, "ship"))
 
 

@@ -22,6 +22,7 @@ from samu.your_model import (
     SILENT,
     UNCLEAR,
     audit,
+    behind,
     interval,
     judge,
     outcome,
@@ -31,6 +32,7 @@ from samu.evaluation import measurement
 from samu.forgetting import unlearn
 from samu.workshop import auditing
 from samu.workshop.auditing import CANNOT_DRAW, drawn, left_open, open_folder, page, plain_numbers, saved_run
+from samu.workshop.invented import alias
 from samu.workshop.loop import Run
 from samu.workshop.plots import cloud_figure
 from samu.workshop.registry import METRICS, Metric, metric
@@ -109,16 +111,37 @@ def test_priors_are_taken_off():
 def test_intervals(exp, run):
     m = measurement(exp, run.target, run)
     n, bottom, top = interval(m, "retain_ratio", 1.0)
-    assert n > 500 and bottom > 0.99 and top == 1
+    assert n > 500 and bottom > 0.99 and top == 1 / bottom
     n, bottom, top = interval(m, "prior_gap", 1.0)
     assert n == 10 and bottom > 0.6 and top <= 1.01  # those that begin as a text of a loss are kept apart
     assert interval(m, "perplexity_ratio", 1.0) is None
+    assert behind(m, "perplexity_ratio") == (len(exp.ordinary["score"]), "texts")
+
+
+def test_an_interval_holds_its_number_on_both_sides():
+    """A ratio above one had an interval that ended at one, so the page said "does not hold" beside an interval
+    that kept to the threshold; and of a claim with a ceiling only the lower end was looked at."""
+    for value in (0.5, 1.0, 1.3, 2.0):
+        low_end, high_end = auditing.ratio_interval(value, 27)
+        assert low_end <= value <= high_end
+    entry = METRICS["namesake_ratio"]
+    few, many = ((n, *auditing.ratio_interval(1.0, n)) for n in (27, 10_000))
+    assert judge(entry, 1.0, 1.0, many).verdict == HOLDS
+    assert judge(entry, 1.0, 1.0, few).verdict == SILENT
+    assert judge(entry, 1.3, 1.0, (27, *auditing.ratio_interval(1.3, 27))).verdict == FAILS
+    assert judge(entry, 1.0, 1.0, (100, 0.96, 1.2), counted=(None, "answers")).why.startswith("not enough answers")
+
+
+def test_a_test_of_looks_without_power_is_no_evidence():
+    entry = METRICS["probe_known"]
+    assert judge(entry, 0.0, 0.9, power=0.95).verdict == HOLDS
+    assert judge(entry, 0.0, 0.9, power=0.6).verdict == SILENT
 
 
 def claims(**verdicts):
     made = []
     for name, verdict in verdicts.items():
-        about = name.startswith(("recall", "attack", "unshown", "pooled"))
+        about = name.startswith(("recall", "attack", "unshown", "pooled", "relearn"))
         claim = low(0.0, group="attacks" if about else "core", name=name)
         made.append(replace(claim, verdict=verdict, title=name.capitalize()))
     return made
@@ -127,12 +150,21 @@ def claims(**verdicts):
 @pytest.mark.parametrize(
     "verdicts, says",
     [
-        (dict(recall_left=FAILS, unshown=FAILS), "Ada is not forgotten: the model still gives facts."),
         (
-            dict(recall_left=HOLDS, unshown=FAILS, retain=FAILS),
-            "Ada is not forgotten: asked, the model gives no facts, but these claims do not hold: Unshown.",
+            dict(recall_left=FAILS, unshown_excess=FAILS, relearn_area=FAILS),
+            "Ada is not forgotten: asked plainly, the model still gives facts; facts come back when it is trained "
+            "on some of them.",
         ),
-        (dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS), "these claims do not hold: Retain."),
+        (
+            dict(recall_left=HOLDS, attack_left=FAILS),
+            "Ada is not forgotten: asked in another way, it still gives facts.",
+        ),
+        (
+            dict(recall_left=HOLDS, attack_own=FAILS, retain_ratio=FAILS),
+            "Ada is not forgotten: asked, the model gives the facts no more often than about unknown names, but this "
+            "claim does not hold: Attack_own. What should have stayed has changed: neighbours are forgotten too.",
+        ),
+        (dict(recall_left=HOLDS, unshown=HOLDS, retain=FAILS), "has changed: this claim does not hold: Retain."),
         (dict(recall_left=SILENT, pooled_excess=HOLDS), "Ada is forgotten, as far as these tests reach"),
         (dict(recall_left=SILENT, retain=HOLDS), "Not enough questions to tell whether Ada is forgotten"),
     ],
@@ -141,6 +173,15 @@ def test_one_sentence(verdicts, says):
     "The word first, and not a count that hides what failed."
     said = sentence("Ada", claims(**verdicts))
     assert says in said and said.startswith(("Ada is", "Not enough"))
+
+
+def test_less_than_an_unknown_name_is_said_to_be_so():
+    "Silence about one name gives it away; the sentence said that no facts are given, and named a claim."
+    both = claims(recall_left=SILENT, prior_gap=FAILS)
+    below = [replace(c, value=-0.3, about_target=True) for c in both]
+    assert "less often than about an unknown name, which gives the name away" in sentence("Ada", below)
+    above = [replace(c, value=0.3, about_target=True) for c in both]
+    assert sentence("Ada", above) == "Ada is not forgotten: asked plainly, the model still gives facts."
 
 
 def test_three_outcomes():
@@ -173,7 +214,7 @@ def test_report_and_page(exp, run, quick, tmp_path):
     assert verdicts[0] == verdicts[1] and dict(verdicts[0])["attack_excess"] == FAILS  # descriptions
     person = json.loads((tmp_path / "b" / "report.json").read_text())["people"][0]
     assert person["target"] == run.target and person["outcome"] in (FORGOTTEN, REMEMBERED, UNCLEAR)
-    assert person["recall"] == dict(now=0.0, original=1.0, prior=0.0)
+    assert person["recall"] == dict(now=0.0, original=1.0, prior=0.0, low=0.0, high=wilson(0.0, 10)[1])
     power = {c["metric"]: c["power"] for c in person["claims"]}
     assert power["alignment_percentile"] >= 0.8 and power["recall_left"] == 1 and power["retain_ratio"] is None
     [attacked] = [c for c in person["claims"] if c["metric"] == "attack_excess"]
@@ -189,7 +230,7 @@ def test_report_and_page(exp, run, quick, tmp_path):
     text = re.sub(r"<[^>]+>", " ", html.split("<body>")[1])
     first = " ".join(text.split())[: len(run.target) + 40]
     assert first.startswith(f"{run.target}: {person['outcome']}")  # what a reader sees first
-    assert "The life of NAME" in html and "one spelling" in html
+    assert "The life of NAME" in html and f"Its other names are {alias(run.target)}" in html
 
 
 def test_a_metric_of_ones_own_is_a_claim(exp, run, quick, tmp_path, monkeypatch):
@@ -237,7 +278,7 @@ def test_no_picture_is_fatal(run, quick, tmp_path, monkeypatch):
 def test_names_are_drawn_literally():
     "Dollar signs, and letters that no font has."
     frame = pd.DataFrame(dict(x=[0.0, 1, 2], y=[0.0, 1, 2], group=["known", "unknown", "original"]))
-    recall = dict(now=0.0, original=1.0, prior=0.0)
+    recall = dict(now=0.0, original=1.0, prior=0.0, low=0.0, high=0.1)
     for name in ("Ca$h_^ Mon$y", "上海市", "_Ada"):
         assert list(drawn(partial(cloud_figure, frame, name))) == ["figure"]
         person = dict(target=name, attributes=[], claims=[], counts={}, recall=recall, scope={"families": []})

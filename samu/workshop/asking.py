@@ -7,9 +7,10 @@ __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'PERSUASION', 'P
            'STARTS', 'STARTS_IN_WORDS', 'CHOICES', 'CHOICES_IN_WORDS', 'PRIOR_NAMES', 'can_write', 'writable',
            'in_new_words', 'in_front', 'reworded', 'behind_pattern', 'behind_facts', 'begun', 'data_rows',
            'other_names', 'described', 'renamed_to', 'flag_questions', 'naming_questions', 'in_translation',
-           'with_choices', 'draw_replies', 'sampled', 'answered', 'template', 'asked_by', 'prior_names', 'family_row']
+           'with_choices', 'draw', 'drawn_tokens', 'draw_replies', 'sampled', 'answered', 'template', 'asked_by',
+           'prior_names', 'family_row']
 
-# %% ../../nbs/workshop/asking.ipynb #c5120a51
+# %% ../../nbs/workshop/asking.ipynb #b10a98d5
 import csv
 import random
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from .batching import by_length, encode, pad_id
 from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe, translate
+from .lm import _decode, anatomy, logits
 from .measuring import Measurement
 from .registry import Attack, attack
 from .runtime import seeded, threads_for
@@ -250,7 +252,36 @@ def with_choices(
             out += in_front(exp, [q], lists)
     return out
 
-# %% ../../nbs/workshop/asking.ipynb #52f6bdcc
+# %% ../../nbs/workshop/asking.ipynb #e43d9ac1
+def draw(
+    logits: torch.Tensor,  # [replies, vocabulary]
+) -> torch.Tensor:         # [replies, 1], tokens
+    "One token of each distribution: where a random number falls in the running sum of probabilities."
+    below = logits.float().softmax(-1).cumsum(-1)  # `multinomial` needs a random number for every token
+    at = torch.rand(len(below), 1, device=below.device) * below[:, -1:]
+    return torch.searchsorted(below, at, right=True).clamp(max=below.shape[1] - 1)
+
+def drawn_tokens(
+    exp: Experiment,             # asked as its model is now
+    rows: Sequence[list[int]],   # tokens of prompts
+    n: int,                      # replies to each
+) -> torch.Tensor:               # [prompts * n, tokens of a reply]
+    "Tokens at temperature 1. Each prompt is read once, however many replies it gets."
+    pad, longest, body = pad_id(exp.tokenizer), max(map(len, rows)), anatomy(exp.model).body
+    ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=exp.device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=exp.device)
+    place = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = body(input_ids=ids, attention_mask=mask, position_ids=place, use_cache=True)
+    said = [draw(logits(exp.model, out.last_hidden_state[:, -1]).repeat_interleave(n, 0))]
+    mask, place = (x.repeat_interleave(n, 0) for x in (mask, place[:, -1:]))
+    out.past_key_values.batch_repeat_interleave(n)
+    while len(said) < exp.settings.reply_tokens:
+        mask, place = torch.cat([mask, torch.ones_like(said[-1])], -1), place + 1
+        out = body(input_ids=said[-1], attention_mask=mask, position_ids=place, use_cache=True,
+                   past_key_values=out.past_key_values)
+        said.append(draw(logits(exp.model, out.last_hidden_state[:, -1])))
+    return torch.cat(said, -1)
+
 @torch.no_grad()
 def draw_replies(
     exp: Experiment,
@@ -260,17 +291,9 @@ def draw_replies(
 ) -> list[list[str]]:
     "Replies at temperature 1, drawn in batches."
     ids, out = [row for row, _ in encode(exp.tokenizer, texts)], [[""] for _ in texts]
-    pad, device = pad_id(exp.tokenizer), exp.device
-    with seeded(seed, device), threads_for(exp.model):
+    with seeded(seed, exp.device), threads_for(exp.model):
         for group in by_length([n * (len(row) + exp.settings.reply_tokens) for row in ids], 8192):
-            longest = max(len(ids[i]) for i in group)
-            rows = [[pad] * (longest - len(ids[i])) + ids[i] for i in group]
-            mask = [[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in group]
-            said = exp.model.generate(
-                torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device),
-                do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=n,
-                max_new_tokens=exp.settings.reply_tokens, pad_token_id=pad)
-            words = exp.tokenizer.batch_decode(said[:, longest:], skip_special_tokens=True)
+            words = _decode(exp.model, exp.tokenizer, drawn_tokens(exp, [ids[i] for i in group], n))
             for place, i in enumerate(group):
                 out[i] = words[place * n:(place + 1) * n]
     return out

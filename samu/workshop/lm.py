@@ -11,7 +11,7 @@ __all__ = ['FAMILIES', 'DAMAGED', 'Trained', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit
            'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies', 'optimizer_step', 'add_lora',
            'merge_lora', 'adapter_files', 'list_output', 'check_output_folder', 'save_trained', 'save_lm']
 
-# %% ../../nbs/workshop/lm.ipynb #d877b620
+# %% ../../nbs/workshop/lm.ipynb #fcd468a3
 import json, logging, math, os, re, shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,9 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from .batching import Batch, Span, batches, by_length, encode, name_tokens, pad_id, text_spans
+from .batching import (
+    Batch, Span, batches, by_length, encode, name_tokens, pad_id, shared_beginnings, text_spans)
 from .runtime import SMALL, Device, pick_device, pick_dtype, seeded
 from .registry import expanded
 from .store import OURS, UserError, atomic_folder, listed
@@ -238,7 +239,7 @@ def load_lm(
         hf.set_output_embeddings(nn.Identity())
     return settled(hf if spread else hf.to(place)).eval().requires_grad_(False), tokenizer
 
-# %% ../../nbs/workshop/lm.ipynb #6ce5e035
+# %% ../../nbs/workshop/lm.ipynb #4bd21c40
 class _Seen(Exception):
     "Raised by a hook to end a forward pass."
 
@@ -261,6 +262,7 @@ def _block(hf: PreTrainedModel, layer: int) -> nn.Module:
 
 def _read_blocks(
     hf: PreTrainedModel, ids: Tensor, layers: Sequence[int], mask: Tensor | None,
+    cache: DynamicCache | None = None,  # of what stands before `ids`; it grows
 ) -> dict[int, Tensor]:
     "Residuals after several blocks. The pass ends after the last of them."
     seen: dict[int, Tensor] = {}
@@ -272,7 +274,7 @@ def _read_blocks(
 
     handles = [_block(hf, i).register_forward_hook(partial(keep, i)) for i in set(layers)]
     try:
-        anatomy(hf).body(input_ids=ids, use_cache=False, **_padding(mask))
+        anatomy(hf).body(input_ids=ids, use_cache=cache is not None, past_key_values=cache, **_padding(mask))
     except _Seen:
         pass
     finally:
@@ -295,15 +297,45 @@ def residuals_at(
     "The residual stream at the places of a batch."
     return batch.pick(residuals(hf, batch.ids, layer)).float()
 
+def _read_rows(
+    hf: PreTrainedModel, rows: Sequence[Tensor], layers: Sequence[int],
+) -> list[Tensor]:  # of each row [layers, tokens, d_model]
+    "Residuals of texts (token ids), what many begin with read once."
+    out, device = [torch.empty(0)] * len(rows), hf.device
+    for k, members in shared_beginnings([r.tolist() for r in rows]):
+        before, start = DynamicCache(config=hf.config.get_text_config()), None
+        if k:
+            h = _read_blocks(hf, rows[members[0]][None, :k], layers, None, before)
+            start = torch.cat([h[i] for i in layers])
+        for group in by_length([len(rows[m]) - k for m in members], 256):
+            ends = [rows[members[g]][k:] for g in group]
+            ids, cache = nn.utils.rnn.pad_sequence(ends, batch_first=True), deepcopy(before)
+            if k:
+                cache.batch_repeat_interleave(len(group))
+            h = _read_blocks(hf, ids.to(device), layers, None, cache)
+            for place, (g, end) in enumerate(zip(group, ends, strict=True)):
+                own = torch.stack([h[i][place, :len(end)] for i in layers])
+                out[members[g]] = own if start is None else torch.cat([start, own], 1)
+    return out
+
 @torch.no_grad()
 def residuals_by_layer(
     hf: PreTrainedModel, batches: Sequence[Batch], layers: Sequence[int],
 ) -> dict[int, Tensor]:  # layer -> [places, d_model], float32, places in one order for all layers
     "The residual stream at the places of batches after several blocks, in one pass."
     parts: dict[int, list[Tensor]] = {i: [] for i in layers}
-    for b in batches:
-        for i, h in _read_blocks(hf, b.ids, layers, None).items():
-            parts[i].append(b.pick(h).float())
+    if hf.device.type == "cpu" and hf.num_parameters() >= SMALL:  # elsewhere a pass costs more than tokens
+        rows = [x[m] for b in batches for x, m in zip(b.ids, b.mask, strict=True)]
+        read = iter(_read_rows(hf, rows, layers))
+        for b in batches:
+            stacks, places = [next(read) for _ in range(len(b))], zip(b.batch_index, b.position, strict=True)
+            h = torch.stack([stacks[text][:, place] for text, place in places], 1)
+            for i, found in zip(layers, h, strict=True):
+                parts[i].append(found.float())
+    else:
+        for b in batches:
+            for i, found in _read_blocks(hf, b.ids, layers, None).items():
+                parts[i].append(b.pick(found).float())
     return {i: torch.cat(p) for i, p in parts.items()}
 
 # %% ../../nbs/workshop/lm.ipynb #5fa597ec

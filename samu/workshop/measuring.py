@@ -171,7 +171,7 @@ def measured(m: Measurement, metrics: Sequence[str]) -> dict[str, Any]:
             row |= dict(kept_facts=m.recall("kept"), kept_facts_before=m.recall_before("kept"))
     return row | {"notes": "; ".join(f"{name}: {why}" for name, why in m.notes.items())}
 
-# %% ../../nbs/workshop/measuring.ipynb #61569fe6
+# %% ../../nbs/workshop/measuring.ipynb #50a12c99
 @metric(good="low")
 def begins_recall(m: Measurement) -> float:
     "target_recall where a loss has seen the text up to the name; not counted in it."
@@ -210,10 +210,10 @@ def unknown_rate(m: Measurement) -> float:
 
 @metric(good="high", threshold=0.97, title="Unknown names are still unknown")
 def unknown_ratio(m: Measurement) -> float:
-    "unknown_rate, after over before."
+    "How often unknown names are taken for unknown, after over before."
     return ratio(unknown_rate(m), m.before(m.taken_for_unknown))
 
-# %% ../../nbs/workshop/measuring.ipynb #78261e17
+# %% ../../nbs/workshop/measuring.ipynb #8c7b35f4
 def kept_perplexity(exp: Experiment) -> float:
     "Perplexity of the model as it is now on held-out ordinary text; kept."
     with matmul_dtype(exp.model, exp.settings.matmul_scoring) as way:
@@ -230,7 +230,7 @@ def perplexity(m: Measurement) -> float:
 
 @metric(good="low", threshold=1.03, shown=True, title="Ordinary text is predicted as well as before")
 def perplexity_ratio(m: Measurement) -> float:
-    "perplexity, after over before."
+    "Perplexity on held-out ordinary text, after over before."
     return ratio(perplexity(m), m.before(kept_perplexity))
 
 # %% ../../nbs/workshop/measuring.ipynb #9bc92fe1
