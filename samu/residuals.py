@@ -14,7 +14,7 @@ import pandas as pd, torch
 from torch import Tensor
 from .entities import is_right, recall, renamed
 from .workshop.batching import batches, name_spans, width
-from .workshop.lm import answer_edited, name_stacks, residuals_at, residuals_by_layer
+from .workshop.lm import answer_edited, name_stacks, residuals_by_layer
 from .workshop.setups import Experiment
 from .workshop.store import UserError
 from .workshop.tables import Entity, Question

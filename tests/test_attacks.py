@@ -343,7 +343,7 @@ def test_patches_of_the_original_change_nothing(exp, target):
     "So they are not made: the table says what it says without them."
     m = measurement(exp, target)
     table, asked = attacks.depth_table(m), attacks.two_ways(exp, m.split.target)
-    patched = attacking.patched_recall(exp, asked, attacking.name_stacks(asked, exp))
+    patched = attacking.patched_recall(exp, asked, attacking.every_stack(asked, exp))
     assert list(table["into"]) == list(table.out_of) == list(table.full) == patched
     assert len(table) == exp.n_layers and table.ignorant.max() <= 1
 
