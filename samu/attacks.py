@@ -181,7 +181,7 @@ def benign_excess(m: Measurement) -> float:
     back = peak(benign_curves(m.exp, m.split.target, m.split.held_out[:3]))
     return Share(back, len(two_ways(m.exp, m.split.target)), asked_prior(m))
 
-# %% ../nbs/08_attacks.ipynb #0d60d0c5
+# %% ../nbs/08_attacks.ipynb #f46419f2
 def rounded_recall(m: Measurement, how: str) -> float:
     "Recall, asked two ways, after the matrices of all blocks have been rounded."
     asked = two_ways(m.exp, m.split.target)
@@ -201,7 +201,7 @@ def quantised_excess(m: Measurement) -> float:
     "Recall after rounding, the highest of the three, less what unknown names get."
     return worst(m, "quantised_excess", rounding_table(m))
 
-@metric(good="low", threshold=0.10, group="attacks", title="Rounding leaves at most a tenth of what was known")
+@metric(good="low", threshold=0.10, group="attacks", title="Rounding leaves little of what was known")
 def quantised_left(m: Measurement) -> float:
     "The excess after rounding as a share of the original's, which is not rounded."
     table = rounding_table(m)
