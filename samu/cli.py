@@ -156,7 +156,7 @@ def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bar
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #41ab1589
+# %% ../nbs/13_command_line.ipynb #a7c37709
 @app.command()
 def unlearn(
     names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
@@ -171,11 +171,10 @@ def unlearn(
     c.begin(out, resume)
     with clock.part("loading"):
         c.check_methods([method] if method else [])
+        options: dict[str, Any] = dict(steps=steps, lr=lr, blocks=c.block_range(blocks), lora_rank=lora_rank)
         exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype,
                      frozen_bits=frozen_bits)
-        c.writable(out, str(exp.folder))
-        options: dict[str, Any] = dict(steps=steps, lr=lr, blocks=trained, lora_rank=lora_rank)
-        c.check_settings(exp, method or exp.settings.objective, options)
+        c.check_settings(exp, method or exp.settings.objective, options, out)
     targets = prepare(exp, names, sae, clock, keep_fact or ())
     options |= dict(keep_facts=keep_fact, in_turn=in_turn)
     forget(exp, targets, [method or exp.settings.objective], out, seed, clock, **options)

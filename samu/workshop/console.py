@@ -208,7 +208,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of ever
 Code = Annotated[Optional[Path], file(
     help="a Python file to run first: objectives, methods, metrics of your own")]
 
-# %% ../../nbs/workshop/console.ipynb #cc551c0d
+# %% ../../nbs/workshop/console.ipynb #64337832
 def load(
     setup: str, people: Path | None = None, names: Sequence[str] = (), only: bool = False,
     alias: Sequence[str] | None = None, no_chat: bool = False, **options: Any,
@@ -242,9 +242,10 @@ def check_methods(methods: Sequence[str]) -> None:
     for name in methods:
         method_named(name)
 
-def check_settings(exp: "Experiment", method: str, wishes: dict[str, Any]) -> None:
-    "Raise UserError for settings that no run could have, before anything is asked or trained."
+def check_settings(exp: "Experiment", method: str, wishes: dict[str, Any], out: Path) -> None:
+    "Raise UserError for settings or a folder that no run could have, before anything is asked or trained."
     from samu.workshop import loop
+    writable(out, str(exp.folder))
     chosen = loop.method_named(method)
     loop.refuse_above_site(exp, chosen, loop.configure(exp.settings, chosen, wishes))
 
