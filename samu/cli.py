@@ -167,7 +167,7 @@ def unlearn(
     in_turn: c.InTurn = False, push_to: c.PushTo = None, frozen_bits: c.Bits = None,
 ) -> None:
     "Make a model forget, measure the result, and save the model."
-    clock, out, trained = c.Clock(), c.writable(out, setup), c.block_range(blocks)
+    clock, out = c.Clock(), c.writable(out, setup)
     c.begin(out, resume)
     with clock.part("loading"):
         c.check_methods([method] if method else [])
