@@ -156,16 +156,15 @@ def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bar
     else:
         c.show(found.to_dict("records"), ["name", "kind", "attributes", "right", "grade"])
 
-# %% ../nbs/13_command_line.ipynb #a7c37709
+# %% ../nbs/13_command_line.ipynb #a5486b14
 @app.command()
-def unlearn(
-    names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
-    lora_rank: c.Rank = None, seed: c.Seed = 0, out: c.Out = Path("out/unlearn"), sae: c.Dictionary = None,
-    people: c.People = None, layer: c.Layer = None, device: c.Device = None, dtype: c.Dtype = None,
-    lr: c.Lr = None, blocks: c.Blocks = None, keep_names: c.KeepNames = False, only: c.Only = False,
-    alias: c.Alias = None, keep_fact: c.KeepFact = None, no_chat: c.NoChat = False, resume: c.Resume = False,
-    in_turn: c.InTurn = False, push_to: c.PushTo = None, frozen_bits: c.Bits = None,
-) -> None:
+def unlearn(names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, steps: c.Steps = None,
+            lora_rank: c.Rank = None, seed: c.Seed = 0, out: c.Out = Path("out/unlearn"),
+            sae: c.Dictionary = None, people: c.People = None, layer: c.Layer = None, device: c.Device = None,
+            dtype: c.Dtype = None, lr: c.Lr = None, blocks: c.Blocks = None, keep_names: c.KeepNames = False,
+            only: c.Only = False, alias: c.Alias = None, keep_fact: c.KeepFact = None,
+            no_chat: c.NoChat = False, resume: c.Resume = False, in_turn: c.InTurn = False,
+            push_to: c.PushTo = None, frozen_bits: c.Bits = None) -> None:
     "Make a model forget, measure the result, and save the model."
     clock, out = c.Clock(), c.writable(out, setup)
     c.begin(out, resume)

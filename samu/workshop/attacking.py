@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ONE_FACT', 'NOTHING_FITS', 'COLUMNS', 'ROUNDINGS', 'Curves', 'every_stack', 'patched_answers', 'edited_answers',
            'right_share', 'unknown_names', 'same_width', 'rounded', 'nf4_values', 'nf4', 'rounded_weights',
-           'place_among', 'scored_answers', 'truth_place', 'kept_place', 'depth_of', 'kept_before', 'patched_recall',
-           'patch_rows', 'steer_rows', 'kept_rows', 'kept_table', 'kept_watch', 'kept_draws', 'zero_line',
-           'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst', 'families_that_count', 'register_raw']
+           'rounding_rows', 'shares_left', 'place_among', 'scored_answers', 'truth_place', 'kept_place', 'depth_of',
+           'kept_before', 'patched_recall', 'patch_rows', 'steer_rows', 'kept_rows', 'kept_table', 'kept_watch',
+           'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
+           'families_that_count', 'register_raw']
 
-# %% ../../nbs/workshop/attacking.ipynb #0b87bd2b
+# %% ../../nbs/workshop/attacking.ipynb #140f3093
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,8 @@ from .lm import (
     PLACES_AT_ONCE, anatomy, answer_edited, logits, name_stacks, trained_weights, weights_kept)
 from .measuring import Measurement
 from .registry import metric
-from .relearning import KEPT_AT_LEAST, Relearning, kept_by, peak, picks, relearning_area
+from .relearning import (
+    KEPT_AT_LEAST, Relearning, kept_by, peak, picks, relearning_area, said_now)
 from .sae_files import sae_digest
 from .setups import Experiment
 from .store import UserError, code_digest, digest, kept
@@ -87,7 +89,7 @@ def same_width(
     wide = [width(exp.tokenizer, q) for q in questions]
     return [e for e in apart if [width(exp.tokenizer, rename(q, e)) for q in questions] == wide]
 
-# %% ../../nbs/workshop/attacking.ipynb #9632a75d
+# %% ../../nbs/workshop/attacking.ipynb #31b09af2
 def rounded(
     weight: Tensor,  # [rows, columns]
     bits: int,       # 8 or 4 are usual
@@ -130,6 +132,27 @@ def rounded_weights(
             if p.ndim == 2:
                 p.copy_(ROUNDINGS[how](p))
         yield
+
+def rounding_rows(
+    m: Measurement,
+    asked: Sequence[Question],  # about the target
+    prior: float,               # of the same questions
+) -> pd.DataFrame:              # rounding, questions, recall, original, prior
+    "Recall after each rounding, beside the original's, which is not rounded."
+    def recall(how: str) -> float:
+        with rounded_weights(m.exp, how):
+            return right_share(said_now(m.exp, asked), asked)
+    found = m.once("rounded", lambda: [recall(how) for how in ROUNDINGS])
+    known = m.before(lambda exp: exp.recall(asked))
+    rows = dict(rounding=list(ROUNDINGS), questions=len(asked), recall=found, original=known, prior=prior)
+    return pd.DataFrame(rows)
+
+def shares_left(
+    table: pd.DataFrame,  # recall, original, prior
+) -> pd.Series:           # NaN where the original knows no more than the prior
+    "The excess as a share of the original's."
+    room = table.original - table.prior
+    return (table.recall - table.prior) / room.where(room > 0)
 
 # %% ../../nbs/workshop/attacking.ipynb #396754e4
 def place_among(
