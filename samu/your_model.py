@@ -64,12 +64,13 @@ def interval(
         return value.n, low - value.prior, high - value.prior
     return None
 
-# %% ../nbs/12_your_model.ipynb #14ee55ac
+# %% ../nbs/12_your_model.ipynb #46ab1db1
 def behind(m: Measurement, name: str) -> tuple[int | None, str]:  # None where nothing is known
     "How much of what stands behind a number that is no share."
     test = m.before(lambda exp: unknown_test(exp, m.split.target.kind))
     plain, both = len(m.asked["target"]), len(two_ways(m.exp, m.split.target))
-    questions = dict(probe_known=plain, truth_rank_gap=plain, depth_score=both, relearn_area=3 * both)
+    questions = dict(probe_known=plain, truth_rank_gap=plain, depth_score=both, quantised_left=both,
+                     relearn_area=3 * both)
     others = {"perplexity_ratio": (len(m.exp.ordinary["score"]), "texts"), "lineup_hit": (LINE + 1, "names"),
               "alignment_percentile": (len(test.others), "names")}
     return others.get(name, (questions.get(name), "answers" if name in KEPT else "questions"))
