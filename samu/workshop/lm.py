@@ -239,7 +239,7 @@ def load_lm(
         hf.set_output_embeddings(nn.Identity())
     return settled(hf if spread else hf.to(place)).eval().requires_grad_(False), tokenizer
 
-# %% ../../nbs/workshop/lm.ipynb #4bd21c40
+# %% ../../nbs/workshop/lm.ipynb #901a4823
 class _Seen(Exception):
     "Raised by a hook to end a forward pass."
 
@@ -324,6 +324,7 @@ def residuals_by_layer(
 ) -> dict[int, Tensor]:  # layer -> [places, d_model], float32, places in one order for all layers
     "The residual stream at the places of batches after several blocks, in one pass."
     parts: dict[int, list[Tensor]] = {i: [] for i in layers}
+    layers = list(parts)  # each once
     if hf.device.type == "cpu" and hf.num_parameters() >= SMALL:  # elsewhere a pass costs more than tokens
         rows = [x[m] for b in batches for x, m in zip(b.ids, b.mask, strict=True)]
         read = iter(_read_rows(hf, rows, layers))
