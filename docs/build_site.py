@@ -60,12 +60,17 @@ def shown_source(source):
     return re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
 
 
+def without_results(text):
+    "Files in nbs/results are no pages: of links to them the words stay."
+    return re.sub(r"`?\[([^\]]*)\]\((?:\.\./)*results/[^)]*\)`?", r"\1", text)
+
+
 def shown_output(output):
     "Mend the links in the Markdown and HTML that a cell wrote, in place: pages end in .html."
     data = output.get("data", {})
     for kind in ("text/markdown", "text/html"):
         if kind in data:
-            text = "".join(data[kind])
+            text = without_results("".join(data[kind]))
             data[kind] = re.sub(r'(\]\(|href=")(?!\w+:)([^)"#]+)\.(?:ipynb|md)\b', r"\1\2.html", text)
 
 
@@ -129,7 +134,7 @@ def mend_links(text, page):
     "Links to folders and to files that are no pages lead to the page that stands for them."
     up = "../" * page.count("/")
     text = re.sub(r"\]\((?:\.\./)*workshop/?\)", f"]({up}workshop.md)", text).replace("```csv", "```text")
-    return re.sub(r"`?\[([^\]]*)\]\((?:\.\./)*results/[^)]*\)`?", r"\1", text)
+    return without_results(text)
 
 
 def course_pages():
