@@ -108,7 +108,8 @@ def test_a_leak_behind_another_name_is_found_by_the_audit(exp, quick, tmp_path, 
     report = chapter.audit(run, tmp_path)["people"][0]
     [claim] = [c for c in report["claims"] if c["metric"] == "attack_excess"]
     assert (claim["verdict"] == chapter.FAILS) == found, claim
-    assert (report["outcome"] == chapter.REMEMBERED) == found and report["scope"]["spellings"] == [NAME, ALIAS]
+    assert (report["outcome"] == chapter.REMEMBERED) == found
+    assert report["scope"]["spellings"] == [NAME, ALIAS, NAME.split()[-1]]
     assert ALIAS in (tmp_path / "audit.html").read_text(encoding="utf-8")
 
 
@@ -148,7 +149,7 @@ def test_a_long_prompt_is_not_cut_before_the_name(folder, exp):
 
 
 def test_a_second_start_is_refused(folder, tmp_path):
-    both = "".join(f"person,town,statement,{s},<s>The town of {{name}} is\n" for s in ("loss", "score"))
+    both = "person,town,statement,loss,<s>The town of {name} is\nperson,town,statement,score,The town of {name} is\n"
     with pytest.raises(UserError, match="holds '<s>', which the tokenizer writes by itself"):
         own(tmp_path, folder, "Anna Baker,person,town,Ulm\n", both)
 

@@ -236,6 +236,7 @@ def forget(exp: Experiment, tofu: b.Tofu, cell: dict[str, Any]) -> Run:
         task = replace(task, forget=merged(task.forget), asked=asked, answers=answers)
         return train(task, chosen, timer)
 
+    assert len(exp.grades)  # asked now: nothing may ask while a run is being made
     return run_once(exp, tuple(names), chosen.name, config, seed, None, start)
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PART_MODULES', 'DType', 'People', 'CARD_WORDS', 'HUB_FILES', 'GEMMA_PACKAGE', 'GEMMA_HUB', 'GEMMA_INSTALL',
            'GEMMA_LR', 'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment',
-           'at_layer', 'biographies_settings', 'load_biographies', 'load_doors', 'reference_group', 'retrained',
-           'Added', 'read_people', 'settings_for', 'middle_block', 'tokens_for', 'with_chat', 'without_chat',
-           'with_aliases', 'folder_table', 'experiment_card', 'load_saved', 'hub_folder', 'convert_gguf',
-           'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
+           'block_of', 'at_layer', 'biographies_settings', 'load_biographies', 'load_doors', 'reference_group',
+           'retrained', 'Added', 'read_people', 'settings_for', 'middle_block', 'tokens_for', 'with_chat',
+           'without_chat', 'with_aliases', 'folder_table', 'experiment_card', 'load_saved', 'hub_folder',
+           'convert_gguf', 'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
 # %% ../../nbs/workshop/setups.ipynb #781a4332
 import importlib, json, random, re, tempfile
@@ -228,7 +228,7 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #f98f6f4b
+# %% ../../nbs/workshop/setups.ipynb #66db24b9
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
 
 def _weights_hash(folder: Path) -> str:
@@ -265,14 +265,17 @@ def experiment(
                      content, own_table)
     return at_layer(exp, layer)
 
+def block_of(layer: Any, n_layers: int, name: str) -> int:
+    "A block's number. Raises UserError for what is none of them."
+    if not isinstance(layer, int) or not 0 <= layer < n_layers:
+        raise UserError(f"layer {layer!r} is out of range: the model of {name!r} has blocks 0 to {n_layers - 1}")
+    return layer
+
 def at_layer(exp: Experiment, layer: int | None) -> Experiment:
     "The same experiment with another site. Raises UserError for a block that the model does not have."
     if layer is None:
         return exp
-    if not isinstance(layer, int) or not 0 <= layer < exp.n_layers:
-        raise UserError(f"layer {layer!r} is out of range: the model of {exp.name!r} has blocks 0 to "
-                        f"{exp.n_layers - 1}")
-    return replace(exp, layer=layer)
+    return replace(exp, layer=block_of(layer, exp.n_layers, exp.name))
 
 # %% ../../nbs/workshop/setups.ipynb #1c280e33
 def biographies_settings() -> Settings:
@@ -338,7 +341,7 @@ def retrained(
     hf, _, folder = biographies_model(exp.world, seed, without, exp.device, exp.recipe)
     return replace(exp, model=hf, folder=folder, model_hash=_weights_hash(folder), applied=None)
 
-# %% ../../nbs/workshop/setups.ipynb #68d7afe9
+# %% ../../nbs/workshop/setups.ipynb #2ee348a4
 People = str | Path | Sequence[Entity]  # a table: its path, or what was read from it
 
 @dataclass(frozen=True)
@@ -434,8 +437,9 @@ def _load_folder(
     own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
     base = partial(read_people, folder_table(folder)) if own else None
     entities, prompts = read_people(folder_table(folder) if people is None else people, base)
-    site = middle_block(text.num_hidden_layers) if layer is None else layer
-    fits = settings_for(text.num_hidden_layers, site, text.hidden_size)
+    n_layers = text.num_hidden_layers
+    site = middle_block(n_layers) if layer is None else block_of(layer, n_layers, str(folder))
+    fits = settings_for(n_layers, site, text.hidden_size)
     exp = experiment(name or str(folder), folder, entities, prompts, fits, site, seed or 0, device, dtype,
                      frozen_bits=frozen_bits)
     exp = replace(exp, settings=replace(fits, reply_tokens=tokens_for(exp)))
