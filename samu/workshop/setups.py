@@ -228,7 +228,7 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #66db24b9
+# %% ../../nbs/workshop/setups.ipynb #86f23db0
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
 
 def _weights_hash(folder: Path) -> str:
@@ -268,7 +268,8 @@ def experiment(
 def block_of(layer: Any, n_layers: int, name: str) -> int:
     "A block's number. Raises UserError for what is none of them."
     if not isinstance(layer, int) or not 0 <= layer < n_layers:
-        raise UserError(f"layer {layer!r} is out of range: the model of {name!r} has blocks 0 to {n_layers - 1}")
+        raise UserError(f"layer {layer!r} is out of range: the model of {name!r} has blocks 0 to "
+                        f"{n_layers - 1}")
     return layer
 
 def at_layer(exp: Experiment, layer: int | None) -> Experiment:
