@@ -193,7 +193,7 @@ def quiz_text(
 READING = {"00_one_page": 25, "01_entities": 45, "02_residuals": 50, "03_saes": 45, "04_latents": 65,
            "05_forgetting": 75, "06_evaluation": 60, "07_baselines": 60, "08_attacks": 60,
            "09_recall_side": 25, "10_real_people": 45, "11_many": 35, "12_your_model": 40,
-           "13_command_line": 40, "14_explore": 65, "15_paper_scale": 35}
+           "13_command_line": 40, "14_explore": 65, "15_paper_scale": 50}
 
 def syllabus() -> "pd.DataFrame":  # chapter, reading, exercises, exercise_minutes, quiz, hours
     "Chapters with minutes of reading, exercises and their minutes, quiz questions, and hours in all."
