@@ -27,7 +27,7 @@ from .relearning import (
     KEPT_AT_LEAST, Relearning, kept_by, peak, picks, relearning_area, said_now)
 from .sae_files import sae_digest
 from .setups import Experiment
-from .store import UserError, code_digest, digest, kept
+from .store import UserError, code_digest, digest, kept, key_of
 from .tables import Entity, Question, is_right
 
 ONE_FACT = "it takes one fact to show, one to watch, and an unknown name"
@@ -207,8 +207,7 @@ def kept_place(
     kind: str,
 ) -> float:
     "`truth_place`; kept."
-    code = code_digest(truth_place)
-    key = digest(exp.model_id, questions, kind, code) if code else None
+    key = key_of([exp.model_id, questions, kind], truth_place)
     return float(kept("truth places", key, lambda: [truth_place(exp, questions, kind)])[0])
 
 # %% ../../nbs/workshop/attacking.ipynb #d3935578
@@ -231,9 +230,7 @@ def kept_before(
     *code: Any,                         # functions that it calls
 ) -> Any:
     "What `make` gives on the original model; kept."
-    behind = code_digest(*code)
-    key = digest(m.reference.exp.id, parts, behind) if behind else None
-    return kept("attack references", key, lambda: m.before(make))
+    return kept("attack references", key_of([m.reference.exp.id, parts], *code), lambda: m.before(make))
 
 def patched_recall(
     exp: Experiment,                # asked as its model is now
@@ -315,8 +312,7 @@ def kept_watch(
     asked: Sequence[Question],           # about what is not shown
 ) -> pd.DataFrame:                       # step, unshown
     "Fine-tuning on some texts; kept."
-    code = code_digest(watch)
-    key = digest(exp.model_id, target, exp.prompts, list(shown), list(asked), code) if code else None
+    key = key_of([exp.model_id, target, exp.prompts, list(shown), list(asked)], watch)
     return kept("relearned", key, lambda: watch(exp, target, shown, dict(unshown=asked), None))
 
 def kept_draws(
@@ -330,9 +326,7 @@ def kept_draws(
         shown = picks(list(target.facts))
         each = {names: relearn(exp, target, names, how) for names in dict.fromkeys(map(tuple, shown))}
         return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
-    code = code_digest(relearn)
-    key = digest(exp.model_id, target, exp.prompts, vars(how), code) if code else None
-    return kept("relearned", key, make)
+    return kept("relearned", key_of([exp.model_id, target, exp.prompts, vars(how)], relearn), make)
 
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
@@ -415,8 +409,7 @@ def families_that_count(
     weak = [f"{r.attack} ({r.original:.2f})" for r in table[~counts].itertuples()]
     if weak:
         m.notes[name] = f"left out, since the original hardly answers them: {', '.join(weak)}"
-    excess = table.recall - table.prior
-    return table.assign(excess=excess, recall_left=excess / room)[counts]
+    return table.assign(excess=table.recall - table.prior, recall_left=shares_left(table))[counts]
 
 def register_raw(
     name: str,
