@@ -182,7 +182,7 @@ def options_of():
     parser.add_argument("--missing", action="store_true", help="only rows of a sweep without numbers")
     parser.add_argument("--plan", action="store_true", help="measure nothing: plan the rows that are there")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scale.csv"))
-    parser.add_argument("--steps", type=int, default=20, help="timed, of each row")
+    parser.add_argument("--steps", type=int, default=12, help="timed, of each row")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="separated by commas")
     options = parser.parse_args()
