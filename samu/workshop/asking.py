@@ -61,6 +61,7 @@ STARTS_IN_WORDS = [""]
 CHOICES = ["Choose from: {options}.", "One of these is right: {options}."]
 CHOICES_IN_WORDS = ["the {options}."]
 
+# %% ../../nbs/workshop/asking.ipynb #c9cbb825
 def can_write(
     tokenizer: Any,  # a Hugging Face tokenizer
     text: str,
@@ -82,6 +83,7 @@ def writable(
             return fitting
     return []
 
+# %% ../../nbs/workshop/asking.ipynb #fc6e7238
 def in_new_words(
     question: Question,
     text: str,       # the new text
@@ -113,6 +115,7 @@ def reworded(
             out[text] = in_new_words(q, text)
     return list(out.values())
 
+# %% ../../nbs/workshop/asking.ipynb #907d53fa
 def behind_pattern(
     asked: Sequence[Question],
     others: Sequence[Question],  # about other people, with answers
@@ -167,6 +170,7 @@ def other_names(
     known = [row["alias"] for row in data_rows("real_aliases.csv") if row["name"] == name]
     return list(dict.fromkeys(own + known + ([name.split()[-1]] if " " in name else [])))
 
+# %% ../../nbs/workshop/asking.ipynb #1af9f971
 def described(
     exp: Experiment,
     name: str,      # known or unknown
@@ -189,6 +193,7 @@ def renamed_to(
     return replace(question, text=question.text[:question.start] + who + question.text[question.stop:],
                    start=0, stop=0)
 
+# %% ../../nbs/workshop/asking.ipynb #487edf45
 def flag_questions(
     entity: Entity,
 ) -> list[Question]:  # none if the birthplace is not among its facts, or has no flag here
@@ -282,6 +287,7 @@ def drawn_tokens(
         said.append(draw(logits(exp.model, out.last_hidden_state[:, -1])))
     return torch.cat(said, -1)
 
+# %% ../../nbs/workshop/asking.ipynb #ad742eca
 @torch.no_grad()
 def draw_replies(
     exp: Experiment,
@@ -331,6 +337,7 @@ def answered(
         replies = [[r] for r in exp.ask(asked)]
     return [any(is_right(r, q.answers) for r in each) for each, q in zip(replies, asked, strict=True)]
 
+# %% ../../nbs/workshop/asking.ipynb #f84ce986
 @attack(title="outside the model's chat template, or inside it where the plain questions are outside")
 def template(
     exp: Experiment,
@@ -357,6 +364,7 @@ def asked_by(
         return family.ask(exp, entity, helpers)
     return [framed(exp.tokenizer, q) for q in family.ask(without_chat(exp), entity, helpers)]
 
+# %% ../../nbs/workshop/asking.ipynb #5528a7b0
 PRIOR_NAMES = 12  # unknown names behind a prior, at most; half of them namesakes
 
 def prior_names(

@@ -62,6 +62,7 @@ def edited_answers(
     layer = exp.layer if layer is None else layer
     return answer_edited(exp.model, exp.tokenizer, questions, edit, layer, exp.settings.reply_tokens)
 
+# %% ../../nbs/workshop/attacking.ipynb #087f9655
 def right_share(
     replies: Sequence[str],
     asked: Sequence[Question],  # in the same order; at least one
@@ -118,6 +119,7 @@ def nf4(
     near = codes[torch.bucketize(blocks / scale, edges)] * scale
     return near.flatten()[:len(w)].view(weight.shape).to(weight.dtype)
 
+# %% ../../nbs/workshop/attacking.ipynb #91ee6eb6
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "8 bits": partial(rounded, bits=8), "4 bits": partial(rounded, bits=4), "nf4": nf4}
 
@@ -187,6 +189,7 @@ def scored_answers(
         log_p[part] = said.gather(-1, ids[part, None])[:, 0]
     return torch.zeros(n, device=log_p.device).index_add(0, b.item, log_p)
 
+# %% ../../nbs/workshop/attacking.ipynb #9c51cca9
 def truth_place(
     exp: Experiment,                # read as its model is now
     questions: Sequence[Question],  # with true answers
@@ -240,6 +243,7 @@ def patched_recall(
     "Recall with other residuals at the names."
     return [right_share(said, asked) for said in patched_answers(asked, stacks, exp)]
 
+# %% ../../nbs/workshop/attacking.ipynb #fca305ad
 def patch_rows(
     m: Measurement,
     asked: Sequence[Question],            # about the target
@@ -261,6 +265,7 @@ def patch_rows(
     mean = pd.DataFrame(ignorant).mean() if ignorant else float("nan")
     return table.assign(ignorant=mean).dropna().rename_axis("layer").reset_index()
 
+# %% ../../nbs/workshop/attacking.ipynb #344f1259
 def steer_rows(
     m: Measurement,
     steer: Callable[..., Any],            # (experiment, toward, latents, strength) -> an edit
@@ -284,6 +289,7 @@ def steer_rows(
     mean = pd.DataFrame(unknown).mean() if unknown else float("nan")
     return table.assign(recall=right(m.exp, asked), prior=mean, questions=len(asked))
 
+# %% ../../nbs/workshop/attacking.ipynb #bfdc5a0d
 def kept_rows(
     make: Callable[[Measurement], pd.DataFrame],
     m: Measurement,
@@ -328,6 +334,7 @@ def kept_draws(
         return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
     return kept("relearned", key_of([exp.model_id, target, exp.prompts, vars(how)], relearn), make)
 
+# %% ../../nbs/workshop/attacking.ipynb #9af8c357
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
 def zero_line(
@@ -347,6 +354,7 @@ def beside_reference(
         return None
     return curves(m.exp, target=m.split.target), zero_line(m, curves)
 
+# %% ../../nbs/workshop/attacking.ipynb #5a8a1a69
 def area_of(
     m: Measurement,
     name: str,     # of the metric
@@ -397,6 +405,7 @@ def worst(
     rows = rows.sort_values(["excess", "questions"])
     return Share(float(rows.recall.iloc[-1]), int(rows.questions.iloc[-1]), float(rows.prior.iloc[-1]))
 
+# %% ../../nbs/workshop/attacking.ipynb #a42cb219
 def families_that_count(
     m: Measurement,
     name: str,            # of a metric; a note under this name says which families are left out

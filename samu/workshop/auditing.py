@@ -58,6 +58,7 @@ def card_config(
     found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return LoopConfig(**{k: v for k, v in found.items() if k in known})
 
+# %% ../../nbs/workshop/auditing.ipynb #525bcf3c
 def saved_run(
     folder: Path,           # written by `Run.save`
     chat: bool = True,      # False: ask without the chat template
@@ -128,6 +129,7 @@ def drawn(
     except CANNOT_DRAW as error:
         return {"missing": f"This picture could not be drawn ({type(error).__name__})."}
 
+# %% ../../nbs/workshop/auditing.ipynb #a4ce518a
 def lines_figure(
     table: pd.DataFrame,  # a column for each curve, after `x`
     x: str,
@@ -157,6 +159,7 @@ def families_figure(
     axes[0].invert_yaxis()
     return fig
 
+# %% ../../nbs/workshop/auditing.ipynb #ea01b34a
 def ratio_interval(
     value: float,  # what is given now, over what was given before
     n: int,        # answers before
@@ -178,6 +181,7 @@ def shown(
         return f"{'< ' if value > 0 else '> -'}0.005"
     return f"{value:.2f}"
 
+# %% ../../nbs/workshop/auditing.ipynb #2310b9a6
 def page(
     report: Mapping[str, Any],                        # as in report.json
     pictures: Sequence[Mapping[str, dict[str, str]]], # of each person: metric -> from `drawn`
@@ -208,6 +212,7 @@ def asked_how(
     stays = dict(attributes=list(m.split.kept.facts), now=m.recall("kept"), original=m.recall_before("kept"))
     return dict(scope=scope, unsure=unsure, kept=stays if m.asked["kept"] else None)
 
+# %% ../../nbs/workshop/auditing.ipynb #7ea765e1
 ASKED, OTHERWISE = "asked plainly, the model still gives facts", "asked in another way, it still gives facts"
 TRAINED, INSIDE = "facts come back when it is trained on some of them", "facts can be read from its inside"
 ROUNDED, SEEN = "facts come back when its weights are rounded", "inside, the name does not look unknown"
@@ -221,6 +226,7 @@ FOUND = dict(
     namesake_ratio="namesakes are not answered as before", unknown_ratio="unknown names are taken for known",
     perplexity_ratio="ordinary text is predicted worse")
 
+# %% ../../nbs/workshop/auditing.ipynb #beb740ba
 LESS = "it says the facts less often than about an unknown name, which gives the name away"
 SILENCE = "asked, the model gives the facts no more often than about unknown names, but "
 LOOKS = ("probe_known", "alignment_percentile", "lineup_hit")  # about how a name looks inside
@@ -250,6 +256,7 @@ def doubt(
     far = [end for end in ends if end is not None and not meets(entry, end)]
     return f"not enough {of}: the true value could be {far[0]:.2f}" if far else ""
 
+# %% ../../nbs/workshop/auditing.ipynb #e863dc56
 def dictionary_met(
     exp: Experiment,  # the original
 ) -> tuple[int, int]: # how many known people who only measure a dictionary has read about, of how many

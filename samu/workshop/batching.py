@@ -95,6 +95,7 @@ class Batch:
         "What stands at the places that count."
         return h[self.batch_index, self.position]
 
+# %% ../../nbs/workshop/batching.ipynb #ec69131b
 def by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     "Positions, shortest first, batch by batch; padding counts, a longer text is a batch of its own."
     groups: list[list[int]] = []
@@ -119,6 +120,7 @@ def shared_beginnings(
     apart = [i for g in groups.values() if len(g) < LEAST for i in g]
     return [(0, apart)] * bool(apart) + [(len(b), g) for b, g in groups.items() if len(g) >= LEAST]
 
+# %% ../../nbs/workshop/batching.ipynb #c34001ad
 def _pad(rows: Sequence[tuple[list[int], int, int, int, int]], pad: int) -> Batch:
     "Rows (ids, first place, one past the last, item, number of the text) as tensors."
     longest = max(len(r[0]) for r in rows)
@@ -169,6 +171,7 @@ def batches(
     groups = by_length([len(r[0]) for r in made], batch_tokens)
     return [_pad([made[i] for i in group], pad).to(device) for group in groups]
 
+# %% ../../nbs/workshop/batching.ipynb #62bdd400
 def name_tokens(tokenizer: Any, question: Question) -> tuple[list[int], int, int]:
     "Which tokens of a prompt are the name. Raises UserError if none is."
     [tokens] = encode(tokenizer, [question.text])

@@ -63,6 +63,7 @@ def check_field(
     if not all(isinstance(t, str) and t.strip() for t in texts):
         raise UserError(f"{place}: {key!r} holds something that is no text; copy the file again")
 
+# %% ../../nbs/workshop/benchmarks.ipynb #2377195c
 def read_records(
     file: Path,
     texts: Sequence[str],          # keys that hold a text
@@ -150,6 +151,7 @@ class Tofu:
         "Those of `forget` in whose text the author is named, each with the place of the name."
         return [found for p in self.forget if p.about and (found := named_question(p)) is not None]
 
+# %% ../../nbs/workshop/benchmarks.ipynb #80fe3056
 def named_question(
     probe: Probe,
 ) -> Question | None:
@@ -175,6 +177,7 @@ def perturbed_probes(
                              tuple(r["perturbed_answer"])))
     return out
 
+# %% ../../nbs/workshop/benchmarks.ipynb #c27b04cc
 SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 
 def read_tofu(
@@ -222,6 +225,7 @@ def read_places(
         parts.append(torch.stack([own, (log_p.argmax(-1) == y).float(), z], -1))
     return torch.cat(parts).cpu()
 
+# %% ../../nbs/workshop/benchmarks.ipynb #02fe2942
 @torch.no_grad()
 def score_answers(
     hf: Any,
@@ -270,6 +274,7 @@ def below_one(
     "TOFU's summary of truth ratios of retained facts."
     return float(np.mean(np.maximum(0, 1 - np.asarray(ratios))))
 
+# %% ../../nbs/workshop/benchmarks.ipynb #5c2a09e4
 def forget_quality(
     ratios: Any,  # [n], truth ratios of the model
     gold: Any,    # [m], of a model that never saw the authors
@@ -355,6 +360,7 @@ def truth_ratios(
     false = [np.mean([next(losses) for _ in p.perturbed]) for p in probes]
     return truth_ratio([s.loss for s in true], np.array(false)[:, None])
 
+# %% ../../nbs/workshop/benchmarks.ipynb #67974aff
 def group_scores(
     hf: Any, tokenizer: Any,
     probes: Sequence[Probe],
@@ -377,6 +383,7 @@ def group_scores(
                    truth_forgotten=near_one(ratios), extraction=float(strength))
     return numbers, own, ratios
 
+# %% ../../nbs/workshop/benchmarks.ipynb #7da06898
 def tofu_scores(
     hf: Any, tokenizer: Any,
     tofu: Tofu,
@@ -425,6 +432,7 @@ class Rwku:
         asked = [p for level in LEVELS[:3] for p in self.probes[level]]
         return [found for p in asked if (found := named_question(p)) is not None]
 
+# %% ../../nbs/workshop/benchmarks.ipynb #448e8faa
 def subject_folder(
     folder: Path,
     subject: str,  # a name
@@ -455,6 +463,7 @@ def level_probes(
     return [Probe(r["subject"], ask.format(r["query"]), (r["answer"],), sort=str(r.get("type") or level))
             for r in mine]
 
+# %% ../../nbs/workshop/benchmarks.ipynb #f6829d91
 def read_choices(
     folder: Path,
 ) -> list[tuple[str, tuple[str, ...], int]]:  # (question, choices, number of the right one)
@@ -485,6 +494,7 @@ def read_truthful(
         out.append((r["question"], tuple(found["choices"]), labels.index(1)))
     return out
 
+# %% ../../nbs/workshop/benchmarks.ipynb #96f12ac2
 LONG = 256  # tokens of a reply that reasons or tells
 REASON = "{}\n\nFollow the examples, and end with 'so the answer is'.\nQ: {}\nA:"
 
@@ -536,6 +546,7 @@ def most_likely(
     sums = [float(s.log_p.sum()) for s in score_answers(hf, tokenizer, pairs)]
     return share_picked(sums, [(len(answers), right) for _, answers, right in asked])
 
+# %% ../../nbs/workshop/benchmarks.ipynb #7dcb8010
 def concluded(
     reply: str,
 ) -> str:        # without articles and punctuation
@@ -555,6 +566,7 @@ def fluency(
         out += weight * float(-(p * np.log2(p)).sum()) / 2
     return out
 
+# %% ../../nbs/workshop/benchmarks.ipynb #0905a69f
 def rwku_scores(
     hf: Any, tokenizer: Any,
     rwku: Rwku,

@@ -190,6 +190,7 @@ def check_right(f: Callable[..., Any]) -> None:
              (" basketball", ["", "golf"], "an empty answer matches nothing")]
     by_case(f, [((r, a), is_right(r, a), sentence) for r, a, sentence in cases])
 
+# %% ../../nbs/workshop/checks.ipynb #3514cdf3
 def check_left(f: Callable[..., Any]) -> None:
     "`left(recall, prior)` says how much of the room above the prior is filled."
     by_mistake(f, lambda r, p: (r - p) / (1 - p), [(.7, .68), (1., .2), (.1, .4), (.9, .5)], {
@@ -417,6 +418,7 @@ def check_unexplained(f: Callable[..., Any]) -> None:
         "that is the error alone; divide it by the variance": lambda h, r: (h - r).pow(2).mean(),
     })
 
+# %% ../../nbs/workshop/checks.ipynb #e52efe03
 def check_two_gradients(f: Callable[..., Any]) -> None:
     "`two_gradients(h, W_enc, b_enc)` gives what reaches h through a, and through z, of the first off latent."
     def which(h: Tensor, W: Tensor, b: Tensor, on: bool) -> int:
@@ -500,6 +502,7 @@ def check_select(f: Callable[..., Any]) -> None:
             lambda s, k: torch.cat([high(s, k).flip(0), low(s, k)]),
     })
 
+# %% ../../nbs/workshop/checks.ipynb #c0b08a4b
 def check_steered(f: Callable[..., Any]) -> None:
     "`steered(h, a, W_dec, goal, chosen, strength)` moves the chosen latents toward their goal."
     h, a = numbers(3, 4), numbers(3, 6, seed=1).relu()

@@ -134,6 +134,7 @@ def faults_left(
         yield (f"the target is {end:.2f} from its goal, {left.start:.2f} before, and the others moved by "
                f"{drift:.2f}; the retain loss needs its weight")
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #605f82c6
 def faults_seen(left: Any) -> Iterator[str]:  # as for `faults_left`
     "What a loop did wrong, by what its losses and its optimiser were given."
     seen, steps = left.seen, left.steps
@@ -180,6 +181,7 @@ def page_losses(
             "blank 2: max(0, ...) is taken of each text, before their mean; without it the push never ends":
                 lambda h: loss(h, margin=torch.clone)}
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #4fa14f10
 def blank_2(h: Tensor, slope: Tensor, losses: Mapping[str, Callable[[Tensor], Tensor]]) -> str:
     "What is wrong with the forget loss, by its slope at what was read of the target; empty if nothing is."
     for sentence, loss in losses.items():
@@ -294,6 +296,7 @@ def check_gradient(f: Callable[..., Any], first: Tensor, *rest: Tensor) -> None:
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         fail(f, "no gradient comes through; a loss is a tensor, without item() and without detach()")
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #b70fb6d2
 def check_triplet(f: Callable[..., Any]) -> None:
     "`triplet(z, mu_K, mu_U, sd)` gives one number."
     def D(z: Tensor, mu: Tensor, sd: Tensor) -> Tensor:
@@ -317,6 +320,7 @@ def check_triplet(f: Callable[..., Any]) -> None:
             lambda z, K, U, s: D(z, U, s) + F.relu(1 + D(z, U, s) - D(z, K, s)),
     })
 
+# %% ../../nbs/workshop/checks_forgetting.ipynb #a56b3100
 def check_hold(f: Callable[..., Any]) -> None:
     "`hold(h, frozen, scale)` gives one number."
     h, frozen, scale = numbers(6, 4), numbers(6, 4, seed=1), numbers(4, seed=2).abs() + .3

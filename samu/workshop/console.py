@@ -172,6 +172,7 @@ Bits = Annotated[Optional[int], typer.Option(
 Grade = Annotated[Optional[str], typer.Option(help="known, between or unknown: only those")]
 Bare = Annotated[bool, typer.Option("--names", help="bare names, one a line")]
 
+# %% ../../nbs/workshop/console.ipynb #9d1c85b2
 Methods = Annotated[str, typer.Option(
     help="separated by commas; the setup's, mean_residual, npo and ga if left out")]
 Seeds = Annotated[str, typer.Option(help="of the loop, separated by commas")]
@@ -235,6 +236,7 @@ def added(people: Path | None, only: bool) -> Any:
     from samu.workshop.setups import Added
     return people if only or people is None else Added(people)
 
+# %% ../../nbs/workshop/console.ipynb #c725988c
 def check_methods(methods: Sequence[str]) -> None:
     "Raise UserError for methods that do not exist."
     quiet()
@@ -266,6 +268,7 @@ def block_range(
         raise UserError(f"--blocks is site, all, or two numbers as in 3-9, not {text!r}")
     return int(found[1]), int(found[2])
 
+# %% ../../nbs/workshop/console.ipynb #2147cc3c
 def config_defaults(
     file: Path,                      # TOML
     commands: dict[str, list[str]],  # command -> the words that it takes
@@ -293,6 +296,7 @@ def config_defaults(
         raise UserError(f"{file.name}: no command takes {stray[0]!r}")
     return out
 
+# %% ../../nbs/workshop/console.ipynb #cdc8cb0e
 def options_used() -> dict[str, Any]:
     "Every option of the command that is running, as it was resolved."
     here = getattr(typer.main, "get_current_context", None)  # typer has a click of its own since 0.29
@@ -322,6 +326,7 @@ def open_log(out: Path, *files: str) -> None:
     LOG.handlers = [handler]
     LOG.info(BEGAN + json.dumps(options_used()))
 
+# %% ../../nbs/workshop/console.ipynb #1b5b7481
 def begin(out: Path, resume: bool) -> None:
     "Refuse what can be refused before any work; with --resume, end if the same command has finished there."
     from samu.workshop.cards import check_hub
@@ -342,6 +347,7 @@ def begin(out: Path, resume: bool) -> None:
         print(f"finished already: {out}")
         raise typer.Exit
 
+# %% ../../nbs/workshop/console.ipynb #1893fe0a
 def check_words(tokenizer: Any, text: str) -> None:
     "Raise UserError for a word that a closed vocabulary does not hold."
     unknown = tokenizer.unk_token_id
@@ -385,6 +391,7 @@ def write_report(out: Path, rows: list[dict[str, Any]], **about: Any) -> dict[st
     lm.list_output(out, ["report.json", "report.csv"])
     return report
 
+# %% ../../nbs/workshop/console.ipynb #c44d9ff3
 def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any]]) -> None:
     "Write the figure of a report."
     import pandas as pd

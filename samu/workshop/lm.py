@@ -53,6 +53,7 @@ FAMILIES = dict.fromkeys("llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 olmo
     "gpt_neox": Family("gpt_neox", "layers", "final_layer_norm", "embed_in", "dense_4h_to_h"),
 }
 
+# %% ../../nbs/workshop/lm.ipynb #c0cffad3
 @dataclass(frozen=True)
 class Anatomy:
     "The parts of one model."
@@ -67,6 +68,7 @@ class Anatomy:
     blocks_name: str       # path of the blocks in the names of weights
     down_name: str         # what the names of down-projections hold
 
+# %% ../../nbs/workshop/lm.ipynb #8c5dd98c
 def check_config(config: Any) -> None:
     "Raise UserError, in one line, for a model that samu cannot work with. Needs no weights."
     family, text = config.model_type, config.get_text_config()
@@ -120,6 +122,7 @@ def _check_loaded(folder: str | Path, info: Mapping[str, Any]) -> None:
             raise UserError(f"the weights in {str(folder)!r} do not fit the model: {names[0]!r} {says} "
                             f"({len(names)} of this kind); save the model again")
 
+# %% ../../nbs/workshop/lm.ipynb #ad295310
 def load_config(folder: str | Path) -> Any:  # a configuration of transformers
     "Read and check a model's configuration, before any weight is read. Raises UserError."
     if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
@@ -189,6 +192,7 @@ def few_bits(
         load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=whole + heads))
 
+# %% ../../nbs/workshop/lm.ipynb #1b302841
 def settled(hf: PreTrainedModel) -> PreTrainedModel:
     "A loaded model, ready for gradients. Raises UserError if a part of it did not fit the GPUs."
     if hf.device.type == "cuda" and {"cpu", "disk"} & set(getattr(hf, "hf_device_map", {}).values()):
@@ -211,6 +215,7 @@ def check_fits(
         raise UserError(f"the tokenizer writes token {highest}, but the model has only {rows}; they do not "
                         "belong together: put the model's own tokenizer into its folder")
 
+# %% ../../nbs/workshop/lm.ipynb #441cf86d
 def load_lm(
     folder: str | Path,                        # a Hugging Face folder, or the name of a model on a hub
     device: Device = None,                     # the best there is if None; "auto": over several GPUs
@@ -260,6 +265,7 @@ def _block(hf: PreTrainedModel, layer: int) -> nn.Module:
         raise UserError(f"layer {layer} is out of range: this model has blocks 0 to {len(blocks) - 1}")
     return blocks[layer]
 
+# %% ../../nbs/workshop/lm.ipynb #c5e444b4
 def _read_blocks(
     hf: PreTrainedModel, ids: Tensor, layers: Sequence[int], mask: Tensor | None,
     cache: DynamicCache | None = None,  # of what stands before `ids`; it grows
@@ -297,6 +303,7 @@ def residuals_at(
     "The residual stream at the places of a batch."
     return batch.pick(residuals(hf, batch.ids, layer)).float()
 
+# %% ../../nbs/workshop/lm.ipynb #b82891df
 def _read_rows(
     hf: PreTrainedModel, rows: Sequence[Tensor], layers: Sequence[int],
 ) -> list[Tensor]:  # of each row [layers, tokens, d_model]
@@ -318,6 +325,7 @@ def _read_rows(
                 out[members[g]] = own if start is None else torch.cat([start, own], 1)
     return out
 
+# %% ../../nbs/workshop/lm.ipynb #b389320d
 @torch.no_grad()
 def residuals_by_layer(
     hf: PreTrainedModel, batches: Sequence[Batch], layers: Sequence[int],
@@ -358,6 +366,7 @@ def edit_residual(
     finally:
         handle.remove()
 
+# %% ../../nbs/workshop/lm.ipynb #8f22588e
 class _PassedOver(nn.Module):
     "Stands where a block is that does not run."
 
@@ -408,6 +417,7 @@ def token_logprobs(hf: PreTrainedModel, batch: Batch) -> Tensor:  # [places, voc
     "Log-probabilities of all tokens at each place of a batch, float32."
     return logits(hf, _before(hf, batch)).float().log_softmax(-1)
 
+# %% ../../nbs/workshop/lm.ipynb #ee2be61e
 def _logprobs_of_ids(hf: PreTrainedModel, batch: Batch) -> Tensor:
     "Log-probability of the token that stands at each place, [places]."
     hidden, ids = (t.split(PLACES_AT_ONCE) for t in (_before(hf, batch), batch.pick(batch.ids)[:, None]))
@@ -465,6 +475,7 @@ def _decode(hf: PreTrainedModel, tokenizer: Any, said: Tensor) -> list[str]:
     cut = [r[:next((i for i, t in enumerate(r) if t in stops), len(r))] for r in said.tolist()]
     return tokenizer.batch_decode(cut, skip_special_tokens=True)
 
+# %% ../../nbs/workshop/lm.ipynb #01fad4ee
 def tokens_at_once(
     device: torch.device,
 ) -> int:
@@ -518,6 +529,7 @@ def _at_names(
         return edit_residual(hf, layer, put)
     return at_prompt
 
+# %% ../../nbs/workshop/lm.ipynb #65b2e0fc
 def name_stacks(
     hf: PreTrainedModel, tokenizer: Any, questions: Sequence[Question], layers: Sequence[int],
 ) -> dict[int, list[Tensor]]:  # layer -> question -> [name tokens, d_model], float32
@@ -572,6 +584,7 @@ def trained_weights(
     refuse_few_bits(k for k, p in found.items() if not p.is_floating_point())
     return found
 
+# %% ../../nbs/workshop/lm.ipynb #cb3faacb
 @torch.no_grad()
 def copy_weights_(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     "Copy weights into a model, in place. `tensors` may hold more."
@@ -725,6 +738,7 @@ def _check_saved(hf: PreTrainedModel, tokenizer: Any, draft: Path, dtype: torch.
     if wrong:
         raise RuntimeError(f"{wrong[0]} was not saved as it is in memory, so nothing was saved")
 
+# %% ../../nbs/workshop/lm.ipynb #5ef49f31
 def _take_place(fresh: Path, target: Path) -> None:
     "Put a finished folder in its place; an older one goes only when the new one is there."
     old = fresh.with_name(f"{fresh.name}-old")
@@ -745,6 +759,7 @@ def _draft(target: Path) -> Iterator[Path]:
             f.chmod(0o644)
     _take_place(fresh, target)
 
+# %% ../../nbs/workshop/lm.ipynb #2c0f83bc
 def save_trained(
     source: str | Path,            # the original's folder
     folder: str | Path,            # a new folder, or one that samu wrote
@@ -767,6 +782,7 @@ def save_trained(
                             "to replace; load the whole model and save it with `save_lm`")
     return target
 
+# %% ../../nbs/workshop/lm.ipynb #45398ece
 def save_lm(
     hf: PreTrainedModel,
     tokenizer: Any,

@@ -117,7 +117,7 @@ class Trainer:
         optimizer_step(self.optimizer, self.masters, self.own, max_norm=1.0)
         self.schedule.step()
 
-
+# %% ../../nbs/workshop/loop.ipynb #660f24dd
 def start_trainer(exp: Experiment, config: LoopConfig, seed: int) -> Trainer:
     "Switch on gradients and make the optimiser."
     weights = trained_weights(exp.model, config.blocks, config.weights, exp.layer)
@@ -136,7 +136,7 @@ def start_trainer(exp: Experiment, config: LoopConfig, seed: int) -> Trainer:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
     return Trainer(weights, original, own, masters, optimizer, schedule)
 
-
+# %% ../../nbs/workshop/loop.ipynb #3a0ca100
 @contextmanager
 def training(exp: Experiment, config: LoopConfig, seed: int) -> Iterator[Trainer]:
     "Gradients are on inside. Afterwards the model holds the changed weights; after an error, the old ones."
@@ -222,7 +222,7 @@ class Task:
         rng, n = random.Random(self.seed), min(self.config.retain_batches, len(pool))
         return [rng.sample(pool, n) for _ in range(self.config.steps)]
 
-
+# %% ../../nbs/workshop/loop.ipynb #c0dd7fe9
 def task_of(
     exp: Experiment, config: LoopConfig, seed: int, aim: Any, parts: Sequence[dict[str, list[Any]]],
     keep: Sequence[tuple[str, str]], names: Callable[..., Any],
@@ -242,7 +242,7 @@ def task_of(
                        device=exp.device),
         retain_answers=batches(exp.tokenizer, answered, batch_tokens=size, device=exp.device))
 
-
+# %% ../../nbs/workshop/loop.ipynb #f9234a08
 def refuse_above_site(exp: Experiment, method: Method, config: LoopConfig) -> None:
     "Raise UserError where an objective cannot change what it reads: all trained blocks lie above the site."
     first = SiteReader(exp, config).first
@@ -432,6 +432,7 @@ def run_key(
     follows_from = [exp.model_id, named, config, seed, statistics, texts, parts]
     return key_of(follows_from, *code, method.prepare, *retain)
 
+# %% ../../nbs/workshop/loop.ipynb #1da8ec54
 def run_once(
     exp: Experiment, targets: tuple[str, ...], method: str, config: LoopConfig, seed: int, key: str | None,
     train: Callable[[Timer], History],

@@ -84,7 +84,7 @@ class Reference:
     undone: Callable[[], AbstractContextManager]  # its model is the original as long as this is open
     gold: list[Experiment] = field(default_factory=list)
 
-
+# %% ../../nbs/workshop/measuring.ipynb #818aa5d7
 @dataclass
 class Measurement:
     "A model under test. Metrics are functions of it."
@@ -136,7 +136,7 @@ class Measurement:
         self.notes[name] = why
         return float("nan")
 
-
+# %% ../../nbs/workshop/measuring.ipynb #453f8aa1
 @contextmanager
 def holding(run: Any) -> Iterator[None]:
     "A run's weights are in the model as long as the block lasts; afterwards the model is as before."
@@ -195,7 +195,7 @@ def last_name_ratio(m: Measurement) -> float:
     "namesake_ratio of those who share the last part."
     return m.kept("last_name_ratio", "last_name")
 
-
+# %% ../../nbs/workshop/measuring.ipynb #1ad7d64d
 @metric(good="high")
 def retain_recall(m: Measurement) -> float:
     "Share of right answers about held-out neighbours."
@@ -293,7 +293,7 @@ def kept_test(
     fields = kept("unknown_test", key, fit, tensors=True)
     return UnknownTest(**{k: v.to(exp.device) for k, v in fields.items()})
 
-
+# %% ../../nbs/workshop/measuring.ipynb #146225c3
 def kept_probes(
     exp: Experiment,
     asked: Sequence[Sequence[Question]],  # known, unknown to fit on; known, unknown to check on
@@ -353,7 +353,7 @@ class GridRow:
         "The row."
         return self.make(loaded_again(self.exp_id, self.options), cell, self.metrics, self.gold)
 
-
+# %% ../../nbs/workshop/measuring.ipynb #b1dd074a
 def fill_grid(
     exp: Experiment,
     groups: Sequence[tuple[Sequence[dict[str, Any]], Sequence[Any]]],  # cells, functions behind their rows

@@ -109,6 +109,7 @@ def empty_aim(
                            scale=torch.empty(d), selected=torch.zeros(20, dtype=torch.long), n_known=10,
                            sae=JumpReLU(weights, ""))
 
+# %% ../../nbs/workshop/planning.ipynb #16d44d89
 KNOWN = 150   # names that retained texts are about, at most
 ENOUGH = 480  # retained texts whose batches are like those of all
 
@@ -164,6 +165,7 @@ def modules_stay() -> Iterator[None]:
     finally:
         torch.nn.Module.to = was
 
+# %% ../../nbs/workshop/planning.ipynb #7d6231fe
 def before_training(
     task: Task, method: Method,
 ) -> tuple[Any, list[Any]]:  # the loss, and the retained batches of a step
@@ -187,6 +189,7 @@ def first_step(
         p.grad = torch.zeros_like(p)
     trainer.step()
 
+# %% ../../nbs/workshop/planning.ipynb #96cae9fb
 def two_steps(
     task: Task,
     method: Method,
@@ -215,6 +218,7 @@ def two_steps(
     del held
     return marks[1] - marks[0] + (marks[2] - marks[1]) * task.config.retain_batches
 
+# %% ../../nbs/workshop/planning.ipynb #2f4d4fef
 def cached_later(
     task: Task,
     method: Method,
@@ -288,6 +292,7 @@ class Plan:
     flops: float         # of a step
     steps: int
 
+# %% ../../nbs/workshop/planning.ipynb #1caf14c4
 def add_up(
     task: Task, method: Method, tracker: MemoryTracker, trained: int, flops: float, asking: int,
 ) -> Plan:
@@ -320,6 +325,7 @@ def weights_of(
     tracker.peak = dict(tracker.now)  # a tied head is there twice for a moment, but not in a real run
     return model.eval().requires_grad_(False)
 
+# %% ../../nbs/workshop/planning.ipynb #33ccf3b2
 def plan(
     exp: Experiment,               # from `sketch`, or a real one: only its shapes are read
     targets: Sequence[str],        # who would be forgotten
@@ -414,6 +420,7 @@ def gigabytes(
     "As tables show it."
     return f"{size / 1e9:.2f}" if size < 1e11 else f"{size / 1e9:.0f}"
 
+# %% ../../nbs/workshop/planning.ipynb #e79ced5e
 PARTS = ("weights", "copies", "gradients", "optimiser", "activations", "logits", "cached", "peak", "asking")
 
 def plan_rows(

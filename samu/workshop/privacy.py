@@ -39,6 +39,7 @@ def take_names_out(
     private = {k: card[k] for k in PEOPLE_PARTS if k in card}
     return {k: v for k, v in card.items() if k not in private} | cases, private
 
+# %% ../../nbs/workshop/privacy.ipynb #e91fc903
 def read_json(
     file: Path,
 ) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def terms_of(
         raise UserError(f"{name!r} holds no letter to search for; give a name")
     return list(dict.fromkeys([*filter(None, names), *(w for w in told if len(w) > 2 or not w.isascii())]))
 
+# %% ../../nbs/workshop/privacy.ipynb #1ca3d413
 def holds(
     value: Any,            # a text, or what JSON holds
     terms: Sequence[str],  # from `terms_of`

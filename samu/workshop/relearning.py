@@ -47,6 +47,7 @@ def attack_for(
     small = sum(p.numel() for p in exp.model.parameters()) < SMALL
     return SMALL_ATTACK if small else LARGE_ATTACK
 
+# %% ../../nbs/workshop/relearning.ipynb #c43bf599
 def said_now(
     exp: Experiment,                # asked with the weights that are in memory
     questions: Sequence[Question],
@@ -74,6 +75,7 @@ def texts_to_mix(
         pairs += told_about(exp, [replace(e, facts=dict.fromkeys(attributes, (end,))) for e in unknown])
     return pairs
 
+# %% ../../nbs/workshop/relearning.ipynb #78a67218
 def trained_parts(
     exp: Experiment,
     how: Relearning,
@@ -112,6 +114,7 @@ def fine_tune(
             merge_lora(exp.model, merge=False)
     return rows
 
+# %% ../../nbs/workshop/relearning.ipynb #3262e610
 def watch(
     exp: Experiment,                    # its model is trained, and is afterwards as it was
     target: Entity,                     # who is under attack, and is not mixed in

@@ -63,6 +63,7 @@ def rounded_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         return F.linear(x.bfloat16(), matrix, bias).to(x.dtype)
     return forward
 
+# %% ../../nbs/workshop/runtime.ipynb #4b0271ef
 @contextlib.contextmanager
 def matmul_dtype(
     model: nn.Module,
@@ -109,6 +110,7 @@ def peak_memory(device: torch.device) -> float:  # MiB; 0 where the platform can
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
 
+# %% ../../nbs/workshop/runtime.ipynb #6ed15ac8
 class Timer:
     "Seconds, steps and peak memory of a block. The device has done the block's work when it is left."
 

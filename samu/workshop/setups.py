@@ -244,6 +244,7 @@ def _dtype_named(dtype: DType) -> torch.dtype | None:
         raise UserError(f"dtype is float32, bfloat16 or float16, not {name!r}")
     return None if dtype is None else getattr(torch, name)
 
+# %% ../../nbs/workshop/setups.ipynb #83831e9c
 def experiment(
     name: str, folder: Path, entities: list[Entity], prompts: list[Prompt], settings: Settings, layer: int,
     seed: int, device: Device, dtype: DType, own_table: bool = True, frozen_bits: int | None = None,
@@ -307,6 +308,7 @@ def load_biographies(
                      world=world, recipe=recipe)
     return at_layer(exp, layer)
 
+# %% ../../nbs/workshop/setups.ipynb #4bf820d5
 def _biographies_ready() -> str:
     "Whether a model of the biographies is in the store."
     return "trained" if any(cache_folder("models").glob("biographies-*/config.json")) else "ready to train"
@@ -366,6 +368,7 @@ def read_people(
     entities, prompts = read_entities(people), Path(people).parent / "prompts.csv"
     return entities, read_prompts(prompts) if prompts.is_file() else default_prompts(entities)
 
+# %% ../../nbs/workshop/setups.ipynb #67acd8a7
 def settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     "What fits a pretrained model on which nothing has been tuned."
     blocks = (min(n_layers // 6, layer), layer)
@@ -387,6 +390,7 @@ def tokens_for(
     lengths = [min(len(exp.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in v) for v in answers]
     return max(Settings.reply_tokens, min(REPLY_TOKENS, max(lengths, default=0)))
 
+# %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
 def with_chat(
     exp: "Experiment",   # of a model that was trained on requests
 ) -> "Experiment":
@@ -416,6 +420,7 @@ def with_aliases(
     check_names(entities, exp.tokenizer)
     return replace(exp, entities=entities, own_table=True)
 
+# %% ../../nbs/workshop/setups.ipynb #a891ec37
 def folder_table(folder: Path) -> Path:
     "The table that lies in a model's folder. Raises UserError if there is none."
     for name in ("entities.csv", "entities.json"):
@@ -472,6 +477,7 @@ def _load_original(
     whole = people and table is None
     return replace(exp, entities=people, prompts=prompts, own_table=True) if whole else exp
 
+# %% ../../nbs/workshop/setups.ipynb #f7ffcd0c
 CARD_WORDS = ("base_setup", "world_seed", "method", "seed", "settings", "weights_sha256", "table_hash")
 
 def load_saved(
@@ -546,6 +552,7 @@ def convert_gguf(gguf: Path, sha256: str, folder: Path) -> None:
         tokenizer.save_pretrained(draft)
         (draft / "source.json").write_text(json.dumps({"file": gguf.name, "sha256": sha256}))
 
+# %% ../../nbs/workshop/setups.ipynb #3a1720ff
 def gemma_folder() -> Path:
     "Gemma 3 270M, from the store, the package or the hub. Raises UserError that says how to get it."
     folder = cache_folder("models") / "gemma-3-270m"
@@ -563,6 +570,7 @@ def gemma_folder() -> Path:
         convert_gguf(gguf, package.EXPECTED_SHA256, folder)
     return folder
 
+# %% ../../nbs/workshop/setups.ipynb #d2779336
 GEMMA_LR = dict(mean_residual=3e-4, triplet_random=3e-4, rmu=3e-4, crisp=1e-4, ga=1e-5, npo=3e-5, simnpo=3e-5,
                 refusal=1e-5, two_sided=1e-4)  # the best of three step sizes each
 

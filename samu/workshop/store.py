@@ -74,6 +74,7 @@ def _atomic_file(file: str | Path) -> Iterator[Path]:
     finally:
         Path(draft).unlink(missing_ok=True)
 
+# %% ../../nbs/workshop/store.ipynb #719c9a2c
 OURS = ".samu"       # in each folder of results that samu writes: the names of what it wrote, one a line
 LOCK = ".samu.lock"  # in a folder that a command is writing to
 

@@ -111,6 +111,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path.name} is not UTF-8 text (row {row}); save the table as UTF-8")
     return text
 
+# %% ../../nbs/workshop/tables.ipynb #be2dcb2a
 def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
     "The rows of a CSV table. Raises UserError for wrong columns, too many cells, or an open quote."
     text = re.sub(r"^sep=.\r?\n", "", text)  # a line that Excel writes for itself
@@ -212,6 +213,7 @@ def refuse_repeated(
                 raise UserError(f"the answer {answer!r} stands in the name {entity.name!r}, so recall of "
                                 f"{attribute!r} cannot be told from repeating the name; take the fact out")
 
+# %% ../../nbs/workshop/tables.ipynb #6896caa0
 def _row_parts(row: dict[str, str], place: str) -> tuple[str, str, str, tuple[str, ...]]:
     "Name, kind, attribute, answers. Raises UserError for a gap, and for what cannot be read or measured."
     name, kind, attribute = (tidy(row[c]) for c in COLUMNS[:3])
@@ -227,6 +229,7 @@ def _row_parts(row: dict[str, str], place: str) -> tuple[str, str, str, tuple[st
             raise UserError(f"{place}: the answer {answer!r} could never count as right; write it in words")
     return name, kind, attribute, answers
 
+# %% ../../nbs/workshop/tables.ipynb #f82f3b63
 def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
     "Entities in the order of the table. Raises UserError for a row that contradicts another, or has a gap."
     kinds: dict[str, str] = {}
@@ -253,6 +256,7 @@ def _entities_of_rows(rows: Iterable[Row], source: str) -> list[Entity]:
         raise UserError(f"{source} holds no entities; it needs the columns {', '.join(COLUMNS)}")
     return [aliased(Entity(n, k, facts[n]), aliases[n]) for n, k in kinds.items()]
 
+# %% ../../nbs/workshop/tables.ipynb #6acf2aa5
 def read_entities(path: str | Path) -> list[Entity]:  # in the order of the file
     "Read a .csv with COLUMNS, or a .json list of {name, kind, facts}. Raises UserError that names the row."
     path = Path(path)
@@ -268,6 +272,7 @@ def read_entities(path: str | Path) -> list[Entity]:  # in the order of the file
         raise UserError(f"{path.name} is not valid JSON: {error}") from None
     return _entities_of_rows(_json_rows(items, path.name), path.name)
 
+# %% ../../nbs/workshop/tables.ipynb #75e00b6d
 def read_prompts(path: str | Path) -> list[Prompt]:  # in the order of the file
     "Read a .csv with PROMPT_COLUMNS. Raises UserError that names the row and says what is wrong with it."
     path = Path(path)
