@@ -96,6 +96,8 @@ def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     exec(compile(lines, "README.md", "exec"), names)
     row = samu.evaluate(names["run"])
     assert row.target_recall <= 0.1 and row.retain_ratio >= 0.97 and names["exp"].applied is None
+    few = samu.evaluate(names["run"], ["target_recall"])
+    assert few.target_recall == row.target_recall and "retain_ratio" not in few
     assert {"report.json", "audit.html"} <= {f.name for f in (tmp_path / "out" / "audit").iterdir()}
     assert (tmp_path / "out" / "model" / "config.json").is_file()
     assert "target_recall" in capsys.readouterr().out
