@@ -38,7 +38,7 @@ Gold = Annotated[Optional[Path], typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="of a reply", min=1)]
 
-# %% ../../nbs/workshop/commands.ipynb #907b675b
+# %% ../../nbs/workshop/commands.ipynb #d68dc75a
 @tools.command()
 def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, people: c.People = None,
           only: c.Only = False, alias: c.Alias = None, no_chat: c.NoChat = False, layer: c.Layer = None,
@@ -51,7 +51,7 @@ def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = Non
     found = import_module("samu.workshop.checking").check_run(exp, names, out, method, where)
     c.show([dict(what=a, found=b) for a, b in found.facts], ["what", "found"])
     if found.refusals:
-        raise UserError(" | ".join(found.refusals))
+        raise UserError(" | ".join(dict.fromkeys(found.refusals)))
 
 @tools.command()
 def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.People = None,

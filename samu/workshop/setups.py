@@ -196,16 +196,20 @@ class Experiment(Parts):
         right = [is_right(r, q.answers) for r, q in zip(self.ask(questions), questions, strict=True)]
         return sum(right) / max(1, len(right))
 
-# %% ../../nbs/workshop/setups.ipynb #0073aa9b
+# %% ../../nbs/workshop/setups.ipynb #a1471276
 @part
 def unknown(exp: Experiment) -> list[Entity]:
-    "Names without facts that look like the known ones."
+    "Names without facts that look like the known ones. Raises UserError where none can be made."
     if exp.world is not None:
         return exp.world.unknown
     n = exp.settings.unknown_names
     texts = [*chain(*exp.ordinary.values()), *chain(*(a for e in exp.entities for a in e.facts.values()))]
     words = {word.strip(".,;:!?\"'()") for text in texts for word in text.split()}
-    return made_names(exp.entities, exp.tokenizer, lambda known: n, exp.seed, words, share=0.4)
+    made = made_names(exp.entities, exp.tokenizer, lambda known: n, exp.seed, words, share=0.4)
+    if not made:
+        raise UserError("no unknown names can be made of the parts of so few names; add people of the same "
+                        "kind to the table, or add the table to the setup's (on the command line, no --only)")
+    return made
 
 @part
 def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
