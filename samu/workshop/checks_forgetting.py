@@ -568,14 +568,18 @@ def check_attack(
     from samu.entities import questions
     entity, helpers = exp.known[7], exp.known[20:26]
     try:
-        asked = f(exp, entity, helpers)
+        asked = list(f(exp, entity, helpers) or ())
     except NotImplementedError:
         asked = given(f, exp.name, entity, helpers)
     if not asked:
         raise NotYet(f"not done yet: {f.__name__} gives no question")
+    if any(isinstance(q, str) for q in asked):
+        fail(f, "these are texts; in_new_words(q, text) makes a question of one")
     if {q.text for q in asked} & {q.text for q in questions([entity], exp.prompts, None)}:
         fail(f, "a question is one of the setup's own prompts; a loss or a score has seen it already")
     for q in asked:
+        if q.name != entity.name:
+            fail(f, f"{q.text!r} asks about {q.name}; ask about the entity that is given")
         if q.text[q.start:q.stop] != entity.name:
             fail(f, f"start and stop do not mark the name in {q.text!r}; in_new_words finds it")
         if any(f" {a}" in f" {q.text}" for a in q.answers):
