@@ -399,10 +399,8 @@ def check_recall_left(f: Callable[..., Any]) -> None:
         "the sign is information: below the prior the target is given away; do not clip":
             lambda r, p, o: max(0., (r - p) / (o - p)),
         "the sign is information; abs hides it": lambda r, p, o: abs((r - p) / (o - p)),
-        "more than the original is possible, and worth knowing; do not clip at 1":
-            lambda r, p, o: min(1., (r - p) / (o - p)),
-        "1 - prior is the room above the prior; what was known is the original's excess":
-            lambda r, p, o: (r - p) / (1 - p),
+        "more than the original is possible: no clip at 1": lambda r, p, o: min(1., (r - p) / (o - p)),
+        "divide by what was known, original - prior, not by 1 - prior": lambda r, p, o: (r - p) / (1 - p),
         "that is the share that is gone": lambda r, p, o: 1 - (r - p) / (o - p),
     })
 
@@ -416,14 +414,9 @@ def check_p_value(f: Callable[..., Any]) -> None:
         "with n others no p-value can be 0: count the target itself, (k + 1) / (n + 1)":
             lambda d, o: (o >= d).float().mean(),
         "a name exactly as far out counts as well: >=": lambda d, o: ((o > d).sum() + 1) / (len(o) + 1),
-        "with n others no p-value can be 0, and a name exactly as far out counts: (k + 1) / (n + 1), >=":
-            lambda d, o: (o > d).float().mean(),
         "that is the other side: count the names at least as far out as the target":
             lambda d, o: ((o <= d).sum() + 1) / (len(o) + 1),
-        "the target is counted below but not above the line: (k + 1) / (n + 1)":
-            lambda d, o: (o >= d).sum() / (len(o) + 1),
-        "a bracket is missing: (k + 1) / (n + 1), not k + 1 / (n + 1)":
-            lambda d, o: (o >= d).sum() + 1 / (len(o) + 1),
+        "a bracket is missing: (k + 1) / (n + 1)": lambda d, o: (o >= d).sum() + 1 / (len(o) + 1),
         "the target is counted above but not below the line: (k + 1) / (n + 1)":
             lambda d, o: ((o >= d).sum() + 1) / len(o),
     })
@@ -464,7 +457,7 @@ def check_weak_test(f: Callable[..., Any]) -> None:
     power, p = alignment_test(known, unknown, got)
     if power > .5:
         fail(f, f"that is a strong test, it rejects {power:.0%} of the known names; take the latents that "
-                "separate least, not most, and count a difference in either direction")
+                "separate least, not most, in either direction")
     if power > .2:
         fail(f, f"it still rejects {power:.0%} of the known names; all of the four must separate little")
     print(f"a test of power {power:.2f}: the original passes it, with a mean p-value of {p:.2f}")
@@ -486,11 +479,6 @@ def check_hide(f: Callable[..., Any]) -> None:
             lambda h, D, g: (g @ pinv(D)).expand_as(h),
         "the goal was added to what is there; move by goal - h @ D": lambda h, D, g: h + g @ pinv(D),
         "that is the other way; move by goal - h @ D": lambda h, D, g: h - (g - h @ D) @ pinv(D),
-        "the latents are at 0 now, not at the goal": lambda h, D, g: h - h @ D @ pinv(D),
-        "each name has its own way to the goal: no mean over names":
-            lambda h, D, g: h + (g - (h @ D).mean(0)) @ pinv(D),
-        "columns of length 1 are not yet at right angles to each other; use the pseudoinverse":
-            lambda h, D, g: h + (g - h @ D) / D.pow(2).sum(0) @ D.T,
     })
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #99a2a60d
@@ -508,14 +496,7 @@ def check_npo(f: Callable[..., Any]) -> None:
         "the loss has a minus in front: log sigmoid is negative":
             lambda p, r, b: 2 / b * F.logsigmoid(-b * (p - r)).mean(),
         "take the mean over answers, not the sum": lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r)).sum(),
-        "take the loss of each answer, then the mean":
-            lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r).mean()),
-        "log (p / p0) is the difference of the two log-probabilities, not their ratio":
-            lambda p, r, b: -2 / b * F.logsigmoid(-b * p / r).mean(),
-        "log (p / p0) is wanted inside the sigmoid; you took p / p0":
-            lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r).exp()).mean(),
-        "the logarithm of the sigmoid is missing":
-            lambda p, r, b: -2 / b * torch.sigmoid(-b * (p - r)).mean(),
+        "log (p / p0) is a difference, not a ratio": lambda p, r, b: -2 / b * F.logsigmoid(-b * p / r).mean(),
     })
 
 def check_simnpo_slope(f: Callable[..., Any]) -> None:
@@ -530,10 +511,7 @@ def check_simnpo_slope(f: Callable[..., Any]) -> None:
             lambda p, n, b: slope(p, n, b) * n,
         "the loss is a mean over answers; divide by their number": lambda p, n, b: slope(p, n, b) * len(p),
         "beta cancels: 2 / beta in front, beta from inside": lambda p, n, b: slope(p, n, b) * b,
-        "the inner derivative has beta, which cancels 2 / beta in front": lambda p, n, b: slope(p, n, b) / b,
         "tokens divide inside the sigmoid as well": lambda p, n, b: 2 / n * torch.sigmoid(b * p) / len(p),
-        "tokens divide inside the sigmoid, and once more in front":
-            lambda p, n, b: 2 * torch.sigmoid(b * p) / len(p),
         "the slope of -log sigmoid(-x) is sigmoid(x): it fades as the answer becomes unlikely":
             lambda p, n, b: 2 / n * torch.sigmoid(-b * p / n) / len(p),
         "the factor 2 is missing": lambda p, n, b: slope(p, n, b) / 2,
@@ -552,11 +530,6 @@ def check_rmu_goal(f: Callable[..., Any]) -> None:
             lambda h, v, c: c * v / v.norm(),
         "take each residual's own length, along the last dimension":
             lambda h, v, c: c * h.norm() * v / v.norm(),
-        "along the last dimension, not the first: the length of each residual, not of each coordinate":
-            lambda h, v, c: c * h.norm(dim=0).mean() * v / v.norm(),
-        "c is missing": lambda h, v, c: h.norm(dim=-1).mean() * v / v.norm(),
-        "the length of v is its norm, not the sum of its numbers":
-            lambda h, v, c: c * h.norm(dim=-1).mean() * v / v.sum(),
     })
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #4b835129
@@ -578,10 +551,8 @@ def check_attack(
     if {q.text for q in asked} & {q.text for q in questions([entity], exp.prompts, None)}:
         fail(f, "a question is one of the setup's own prompts; a loss or a score has seen it already")
     for q in asked:
-        if q.name != entity.name:
-            fail(f, f"{q.text!r} asks about {q.name}; ask about the entity that is given")
         if q.text[q.start:q.stop] != entity.name:
-            fail(f, f"start and stop do not mark the name in {q.text!r}; in_new_words finds it")
+            fail(f, f"start and stop do not mark the name {entity.name} in {q.text!r}; in_new_words finds it")
         if any(f" {a}" in f" {q.text}" for a in q.answers):
             fail(f, f"{q.text!r} contains its own answer; anybody could give it")
         if exp.tokenizer.unk_token_id in exp.tokenizer(q.text)["input_ids"]:
@@ -594,7 +565,7 @@ def check_attack(
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #7fab69d4
 def line_ups() -> list[dict[str, list[float]]]:
-    "Made-up suspects: name -> three signals, in different units. One line also has a name unusual in all."
+    "Made-up suspects: name -> three signals in different units; in one line a name is unusual in all."
     unit, middle, out = torch.tensor([.05, 1., 8.]), torch.tensor([.1, 4., 200.]), []
     for i, (place, signal, away) in enumerate(((11, 2, -8.), (4, 0, 10.), (7, 1, -9.))):
         x = numbers(12, 3, seed=i)
@@ -627,7 +598,6 @@ def check_culprit(f: Callable[..., Any]) -> None:
         "the signals have different units, and the largest numbers win; divide each by its own spread":
             lambda s: most_unusual(s, by_unit=False),
         "that is the most ordinary suspect": lambda s: most_unusual(s, best=11),
-        "that is the second most unusual suspect": lambda s: most_unusual(s, best=1),
         "give the name, not its number": lambda s: list(s).index(most_unusual(s)),
         "one signal is enough to give somebody away; a mean over signals hides it":
             lambda s: most_unusual(s, mean=True),
@@ -648,14 +618,8 @@ def check_area(f: Callable[..., Any]) -> None:
             lambda m, n, o: (m - n).max() / (o - n).max(),
         "divide area by area, not step by step": lambda m, n, o: ((m - n) / (o - n)).mean(),
         "take the never-known curve off the original's, too": lambda m, n, o: (m - n).sum() / o.sum(),
-        "take the never-known curve off the model's, too": lambda m, n, o: m.sum() / (o - n).sum(),
-        "the sign counts: below the never-known curve the area is negative":
-            lambda m, n, o: (m - n).abs().sum() / (o - n).abs().sum(),
-        "below the never-known curve the area is negative; do not clip":
-            lambda m, n, o: (m - n).clamp(min=0).sum() / (o - n).sum(),
-        "that is the share that stays away": lambda m, n, o: (o - m).sum() / (o - n).sum(),
-        "each step counts alike here: a plain sum, not the trapezoidal rule":
-            lambda m, n, o: torch.trapezoid(m - n) / torch.trapezoid(o - n),
+        "the sign counts: no abs": lambda m, n, o: (m - n).abs().sum() / (o - n).sum(),
+        "the sign counts: no clipping": lambda m, n, o: (m - n).clamp(min=0).sum() / (o - n).sum(),
     })
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #cba0594f
@@ -672,9 +636,6 @@ def check_not_said(f: Callable[..., Any]) -> None:
         "take the logarithm of each answer, then the mean; one answer that is still said must not hide":
             lambda p: -torch.log1p(-p.exp().clamp(max=.999).mean()),
         "take the mean over answers, not the sum": lambda p: -torch.log1p(-p.exp().clamp(max=.999)).sum(),
-        "these are log-probabilities; p is their exponential":
-            lambda p: -torch.log1p(-p.clamp(max=.999)).mean(),
-        "that is p itself; the loss is -log(1 - p)": lambda p: p.exp().mean(),
         "the sign is wrong: the loss is large while the answer is likely":
             lambda p: torch.log1p(-p.exp().clamp(max=.999)).mean(),
     })
@@ -689,10 +650,6 @@ def check_inject(f: Callable[..., Any]) -> None:
         "the noise is missing; it asks for a neighbourhood instead of a point":
             lambda h, o, a, e: torch.where(a, o, h),
         "the noise fell on all tokens; it belongs to the name": lambda h, o, a, e: torch.where(a, o, h) + e,
-        "the noise fell on the tokens that are not the name":
-            lambda h, o, a, e: torch.where(a, o, h + e),
-        "the noise fell on what is there; own belongs at the name": lambda h, o, a, e: h + a * e,
-        "the other tokens stay as they are; yours are 0": lambda h, o, a, e: a * (o + e),
         "the wrong tokens were replaced: those that are not the name":
             lambda h, o, a, e: torch.where(a, h, o + e),
     })
@@ -712,13 +669,7 @@ def check_drift(f: Callable[..., Any]) -> None:
         "sum over words, then take the mean over places": lambda a, b: kl(a, b).mean() / a.shape[-1],
         "take the mean over places, not the sum": lambda a, b: kl(a, b).sum(),
         "the sign is wrong: a divergence is not negative": lambda a, b: -kl(a, b).mean(),
-        "these are logits; take log_softmax over words first":
-            lambda a, b: (b.softmax(-1) * (b - a)).sum(-1).mean(),
-        "softmax goes over words, the last dimension": lambda a, b: kl(a.T, b.T).mean(),
-        "F.kl_div wants log-probabilities first":
-            lambda a, b: F.kl_div(a.softmax(-1), b.softmax(-1), reduction="batchmean"),
-        "F.kl_div wants probabilities second, or log_target=True":
-            lambda a, b: F.kl_div(a.log_softmax(-1), b.log_softmax(-1), reduction="batchmean"),
+        "take log_softmax of logits first": lambda a, b: (b.softmax(-1) * (b - a)).sum(-1).mean(),
         "compare distributions; logits can move together and nothing has changed":
             lambda a, b: (a - b).pow(2).mean(),
     })
