@@ -393,7 +393,8 @@ def put_together(
 # %% ../../nbs/workshop/checks_forgetting.ipynb #1a3862ef
 def check_recall_left(f: Callable[..., Any]) -> None:
     "`recall_left(recall, prior, original)`: the share of what was known beyond the prior that is left."
-    by_mistake(f, lambda r, p, o: (r - p) / (o - p), [(.44, .2, .71), (.2, .2, .9), (.1, .3, .8)], {
+    cases = [(.44, .2, .71), (.2, .2, .9), (.1, .3, .8), (.8, .2, .7)]
+    by_mistake(f, lambda r, p, o: (r - p) / (o - p), cases, {
         "that is the excess; as a share of what was known, divide by the original's excess":
             lambda r, p, o: r - p,
         "the prior has no part in it; take it off above and below": lambda r, p, o: r / o,
@@ -401,6 +402,9 @@ def check_recall_left(f: Callable[..., Any]) -> None:
             lambda r, p, o: (r - p) / o,
         "the sign is information: below the prior the target is given away; do not clip":
             lambda r, p, o: max(0., (r - p) / (o - p)),
+        "the sign is information; abs hides it": lambda r, p, o: abs((r - p) / (o - p)),
+        "more than the original is possible: no clip at 1": lambda r, p, o: min(1., (r - p) / (o - p)),
+        "divide by what was known, original - prior, not by 1 - prior": lambda r, p, o: (r - p) / (1 - p),
         "that is the share that is gone": lambda r, p, o: 1 - (r - p) / (o - p),
     })
 
@@ -416,6 +420,7 @@ def check_p_value(f: Callable[..., Any]) -> None:
         "a name exactly as far out counts as well: >=": lambda d, o: ((o > d).sum() + 1) / (len(o) + 1),
         "that is the other side: count the names at least as far out as the target":
             lambda d, o: ((o <= d).sum() + 1) / (len(o) + 1),
+        "a bracket is missing: (k + 1) / (n + 1)": lambda d, o: (o >= d).sum() + 1 / (len(o) + 1),
         "the target is counted above but not below the line: (k + 1) / (n + 1)":
             lambda d, o: ((o >= d).sum() + 1) / len(o),
     })
@@ -434,9 +439,11 @@ def alignment_test(
     return (p <= .05).float().mean().item(), p.mean().item()
 
 def names_in_latents() -> tuple[Tensor, Tensor]:
-    "Made-up [names, 30] of 60 known and 80 unknown names: 10 latents separate, 6 are constant."
-    known, unknown = numbers(60, 30, seed=5), numbers(80, 30, seed=6)
-    known[:, 3:13] += 4
+    "Made-up [names, 30] of 60 known and 80 unknown names: 10 latents separate, either way, 6 are constant."
+    middle = torch.arange(30) / 5
+    known, unknown = numbers(60, 30, seed=5) + middle, numbers(80, 30, seed=6) + middle
+    known[:, 3:8] += 4
+    known[:, 8:13] -= 4
     known[:, 20:26] = unknown[:, 20:26] = -1
     return known, unknown
 
@@ -454,7 +461,7 @@ def check_weak_test(f: Callable[..., Any]) -> None:
     power, p = alignment_test(known, unknown, got)
     if power > .5:
         fail(f, f"that is a strong test, it rejects {power:.0%} of the known names; take the latents that "
-                "separate least, not most")
+                "separate least, not most, in either direction")
     if power > .2:
         fail(f, f"it still rejects {power:.0%} of the known names; all of the four must separate little")
     print(f"a test of power {power:.2f}: the original passes it, with a mean p-value of {p:.2f}")
@@ -482,6 +489,7 @@ def check_hide(f: Callable[..., Any]) -> None:
 def check_npo(f: Callable[..., Any]) -> None:
     "`npo(log_p, reference, beta)` gives one number."
     cases = [(numbers(5) - 3, numbers(5, seed=1) - 3, b) for b in (.1, .5)]
+    check_gradient(f, *cases[0])
     by_mistake(f, lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r)).mean(), cases, {
         "the sign inside the sigmoid is wrong: this one makes the answer likelier":
             lambda p, r, b: -2 / b * F.logsigmoid(b * (p - r)).mean(),
@@ -492,6 +500,7 @@ def check_npo(f: Callable[..., Any]) -> None:
         "the loss has a minus in front: log sigmoid is negative":
             lambda p, r, b: 2 / b * F.logsigmoid(-b * (p - r)).mean(),
         "take the mean over answers, not the sum": lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r)).sum(),
+        "log (p / p0) is a difference, not a ratio": lambda p, r, b: -2 / b * F.logsigmoid(-b * p / r).mean(),
     })
 
 def check_simnpo_slope(f: Callable[..., Any]) -> None:
@@ -506,6 +515,7 @@ def check_simnpo_slope(f: Callable[..., Any]) -> None:
             lambda p, n, b: slope(p, n, b) * n,
         "the loss is a mean over answers; divide by their number": lambda p, n, b: slope(p, n, b) * len(p),
         "beta cancels: 2 / beta in front, beta from inside": lambda p, n, b: slope(p, n, b) * b,
+        "tokens divide inside the sigmoid as well": lambda p, n, b: 2 / n * torch.sigmoid(b * p) / len(p),
         "the slope of -log sigmoid(-x) is sigmoid(x): it fades as the answer becomes unlikely":
             lambda p, n, b: 2 / n * torch.sigmoid(-b * p / n) / len(p),
         "the factor 2 is missing": lambda p, n, b: slope(p, n, b) / 2,
@@ -535,16 +545,18 @@ def check_attack(
     from samu.entities import questions
     entity, helpers = exp.known[7], exp.known[20:26]
     try:
-        asked = f(exp, entity, helpers)
+        asked = list(f(exp, entity, helpers) or ())
     except NotImplementedError:
         asked = given(f, exp.name, entity, helpers)
     if not asked:
         raise NotYet(f"not done yet: {f.__name__} gives no question")
+    if any(isinstance(q, str) for q in asked):
+        fail(f, "these are texts; in_new_words(q, text) makes a question of one")
     if {q.text for q in asked} & {q.text for q in questions([entity], exp.prompts, None)}:
         fail(f, "a question is one of the setup's own prompts; a loss or a score has seen it already")
     for q in asked:
         if q.text[q.start:q.stop] != entity.name:
-            fail(f, f"start and stop do not mark the name in {q.text!r}; in_new_words finds it")
+            fail(f, f"start and stop do not mark the name {entity.name} in {q.text!r}; in_new_words finds it")
         if any(f" {a}" in f" {q.text}" for a in q.answers):
             fail(f, f"{q.text!r} contains its own answer; anybody could give it")
         if exp.tokenizer.unk_token_id in exp.tokenizer(q.text)["input_ids"]:
@@ -557,11 +569,13 @@ def check_attack(
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #7fab69d4
 def line_ups() -> list[dict[str, list[float]]]:
-    "Made-up suspects: name -> three signals, in different units. The culprit is the last one."
-    out = []
-    for i, shift in enumerate(([0., 0., -60.], [.5, 0., 0.], [0., -9., 0.])):
-        x = numbers(12, 3, seed=i) * torch.tensor([.05, 1., 8.]) + torch.tensor([.1, 4., 200.])
-        x[11] += torch.tensor(shift)
+    "Made-up suspects: name -> three signals in different units; in one line a name is unusual in all."
+    unit, middle, out = torch.tensor([.05, 1., 8.]), torch.tensor([.1, 4., 200.]), []
+    for i, (place, signal, away) in enumerate(((11, 2, -8.), (4, 0, 10.), (7, 1, -9.))):
+        x = numbers(12, 3, seed=i)
+        x[place], x[0] = 0., x[0] if i < 2 else torch.tensor([4., -4., 4.])
+        x[place, signal] = away
+        x = x * unit + middle
         out.append({f"name {j}": row.tolist() for j, row in enumerate(x)})
     return out
 
@@ -598,8 +612,8 @@ def check_area(f: Callable[..., Any]) -> None:
     "`area(model, never, original)`: three curves of unshown recall over the steps of relearning."
     model, never = torch.tensor([0., .3, .5, .4]), torch.tensor([0., .1, .1, .1])
     original = torch.tensor([.9, .9, 1., 1.])
-    by_mistake(f, lambda m, n, o: ((m - n).sum() / (o - n).sum()), [(model, never, original),
-                                                                 (never, never, original)], {
+    cases = [(curve, never, original) for curve in (model, never, 0 * never)]
+    by_mistake(f, lambda m, n, o: (m - n).sum() / (o - n).sum(), cases, {
         "what comes back by itself is no return: take off the curve of the name that was never known":
             lambda m, n, o: m.sum() / o.sum(),
         "the last step is one point; an attacker stops where it suits: take all steps":
@@ -608,12 +622,15 @@ def check_area(f: Callable[..., Any]) -> None:
             lambda m, n, o: (m - n).max() / (o - n).max(),
         "divide area by area, not step by step": lambda m, n, o: ((m - n) / (o - n)).mean(),
         "take the never-known curve off the original's, too": lambda m, n, o: (m - n).sum() / o.sum(),
+        "the sign counts: no abs": lambda m, n, o: (m - n).abs().sum() / (o - n).sum(),
+        "the sign counts: no clipping": lambda m, n, o: (m - n).clamp(min=0).sum() / (o - n).sum(),
     })
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #cba0594f
 def check_not_said(f: Callable[..., Any]) -> None:
     "`not_said(log_p)`: mean of -log(1 - p), with p at most 0.999."
     cases = [(torch.tensor([-.5, -3., -9.]),), (torch.tensor([0., -1.]),)]
+    check_gradient(f, *cases[0])
     by_mistake(f, lambda p: -torch.log1p(-p.exp().clamp(max=.999)).mean(), cases, {
         "that makes the answers likelier; it is log(1 - p), not log p": lambda p: -p.mean(),
         "that is gradient ascent, which pushes for ever; here the push should end when p is near 0":
@@ -622,6 +639,7 @@ def check_not_said(f: Callable[..., Any]) -> None:
             lambda p: -torch.log1p(-p.exp()).mean(),
         "take the logarithm of each answer, then the mean; one answer that is still said must not hide":
             lambda p: -torch.log1p(-p.exp().clamp(max=.999).mean()),
+        "take the mean over answers, not the sum": lambda p: -torch.log1p(-p.exp().clamp(max=.999)).sum(),
         "the sign is wrong: the loss is large while the answer is likely":
             lambda p: torch.log1p(-p.exp().clamp(max=.999)).mean(),
     })
@@ -647,12 +665,15 @@ def check_drift(f: Callable[..., Any]) -> None:
         return (b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum(-1)
 
     now, frozen = numbers(5, 7), numbers(5, 7, seed=1)
+    check_gradient(f, now, frozen)
     by_mistake(f, lambda a, b: kl(a, b).mean(), [(now, frozen), (now + 3, now)], {
         "that is the other direction; weigh by what the frozen model said": lambda a, b: kl(b, a).mean(),
         "that is the cross-entropy; it is not 0 when nothing has changed":
             lambda a, b: -(b.softmax(-1) * a.log_softmax(-1)).sum(-1).mean(),
         "sum over words, then take the mean over places": lambda a, b: kl(a, b).mean() / a.shape[-1],
         "take the mean over places, not the sum": lambda a, b: kl(a, b).sum(),
+        "the sign is wrong: a divergence is not negative": lambda a, b: -kl(a, b).mean(),
+        "take log_softmax of logits first": lambda a, b: (b.softmax(-1) * (b - a)).sum(-1).mean(),
         "compare distributions; logits can move together and nothing has changed":
             lambda a, b: (a - b).pow(2).mean(),
     })
