@@ -58,8 +58,8 @@ def test_ids_follow_from_content(model):
     assert load(str(moved)).id != exp.id
 
 
-def test_answers_are_kept_per_model_table_and_length(model, monkeypatch):
-    "D14: an edited table, other weights or another length never give old answers; the same prompt is asked once."
+def test_answers_are_kept_per_model_and_length(model, monkeypatch):
+    "D14: other weights, types or lengths never give old answers; a prompt is asked once, whatever the table."
     from samu.entities import questions
     calls = []
 
@@ -76,7 +76,9 @@ def test_answers_are_kept_per_model_table_and_length(model, monkeypatch):
     more = questions(exp.entities[:4], exp.prompts)
     exp.ask(more)
     assert len(calls) == 2 and not set(calls[1]) & set(calls[0])
-    for other in (replace(exp, applied="run"), replace(exp, model_hash="x"), replace(exp, prompts=exp.prompts[1:]),
+    edited = replace(exp, prompts=exp.prompts[1:], entities=exp.entities[1:], layer=0)
+    assert edited.id != exp.id and edited.ask(asked) == first[:-2] and len(calls) == 2
+    for other in (replace(exp, applied="run"), replace(exp, model_hash="x"),
                   replace(exp, settings=replace(exp.settings, reply_tokens=3))):
         n = len(calls)
         other.ask(asked)

@@ -95,7 +95,7 @@ class Parts:
     centroids: Any             # of their pre-activations (chapter 04)
     probes: Any                # block -> probe of known against unknown (chapter 06)
 
-# %% ../../nbs/workshop/setups.ipynb #7fb2d057
+# %% ../../nbs/workshop/setups.ipynb #e1787f96
 @dataclass(eq=False)
 class Experiment(Parts):
     "A model with its site, entities, prompts and texts. Only a `Run` (chapter 05) changes the weights."
@@ -144,6 +144,11 @@ class Experiment(Parts):
         return self.id if self.applied is None else digest(self.id, self.applied)
 
     @property
+    def replies_id(self) -> str:
+        "Names what replies depend on beside the prompt; in the original model that is no table and no site."
+        return digest(self.model_hash, str(self.dtype)) if self.applied is None else self.model_id
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -180,7 +185,7 @@ class Experiment(Parts):
         self.refuse_busy()
         way, n = self.settings.matmul_scoring, self.settings.reply_tokens
         way = pick_matmul_dtype(self.device, self.dtype) if way == "auto" else way
-        keys = {q.text: digest(self.model_id, n, way, q.text) for q in questions}
+        keys = {q.text: digest(self.replies_id, n, way, q.text) for q in questions}
         found: dict[str, str] = find_many("answers", list(keys.values()))
         missing = [text for text, key in keys.items() if key not in found]
         if missing:
