@@ -199,7 +199,7 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
         rows = samu.compare(exp, targets, list(dict.fromkeys(chosen)), loops, out / "rows.csv", workers)
     c.save_comparison(exp, rows, out, clock)
 
-# %% ../nbs/13_command_line.ipynb #bd6dd7f4
+# %% ../nbs/13_command_line.ipynb #9c4cf370
 @app.command()
 def audit(model: c.Results, out: c.Page = None, setup: c.Base = None, people: c.People = None,
           only: c.Only = False, no_chat: c.NoChat = False, resume: c.Resume = False) -> None:
@@ -212,6 +212,6 @@ def audit(model: c.Results, out: c.Page = None, setup: c.Base = None, people: c.
     from samu.workshop.auditing import saved_run
     run = saved_run(model, not no_chat, base=setup, people=c.added(people, only))
     c.open_log(out)
-    samu.audit(run, out)
+    report = samu.audit(run, out)
     import_module("samu.workshop.privacy").keep_private(out)
-    print(f"written to {out}: report.json, audit.html")
+    print(f"{', '.join(p['verdict'] for p in report['people'])}; written to {out}: report.json, audit.html")

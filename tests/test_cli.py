@@ -542,7 +542,9 @@ def test_compare(samu, folder):
 
 
 def test_audit(demo, samu, folder):
-    good(samu("audit", "demo"))
+    said = good(samu("audit", "demo"))
+    [person] = read(folder / "demo" / "audit" / "report.json")["people"]
+    assert said.startswith(f"{person['verdict']}; written to ")
     assert {"report.json", "audit.html"} <= {p.name for p in (folder / "demo" / "audit").iterdir()}
     assert TARGET.facts["birthplace"][0] not in (folder / "demo" / "audit" / "audit.html").read_text("utf-8")
 

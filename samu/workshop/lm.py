@@ -94,7 +94,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
                    body.get_submodule(family.embed), softcap, config.hidden_size, len(blocks),
                    f"{family.body}.{family.blocks}", f".mlp.{family.down}.")
 
-# %% ../../nbs/workshop/lm.ipynb #7ba31d69
+# %% ../../nbs/workshop/lm.ipynb #f528d42e
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, UnpicklingError,
            StrictDataclassError)  # what transformers raises about files, whatever is wrong with them
 
@@ -105,7 +105,9 @@ def _reading(folder: str | Path) -> Iterator[None]:
         yield
     except DAMAGED as e:
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
-        raise UserError(f"{str(folder)!r} cannot be read as a model ({why}); copy or save it again") from e
+        here = Path(folder).is_dir()
+        do = "copy or save it again" if here else "go online, accept its licence on the hub, or give a folder"
+        raise UserError(f"{str(folder)!r} cannot be read as a model ({why}); {do}") from e
 
 def _read(loader: Any, folder: str | Path, **options: Any) -> Any:
     "What a class of transformers reads from a folder or a hub. Raises UserError if it cannot."
