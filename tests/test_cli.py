@@ -387,7 +387,7 @@ def test_a_second_person_from_a_saved_model(demo, samu, folder):
     row = read(folder / "second" / "report.json")["rows"][1]
     assert row["target_recall"] <= 0.1 and row["retain_ratio"] >= 0.97
     asked = [
-        good(samu("ask", ASKED.format(p.name), "--model", "second/model")).strip()
+        good(samu("ask", ASKED.format(p.name), "--model", "second")).strip()
         for p in (TARGET, SECOND, OTHER)
     ]
     assert asked == ["unknown", "unknown", OTHER.facts["birthplace"][0]]

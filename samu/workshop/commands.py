@@ -141,7 +141,7 @@ def purge(name: Person, folders: Folders = None, people: c.People = None, alias:
     c.show([dataclasses.asdict(f) for f in found], ["place", "done"], "What was found")
     print("Out of reach, and still there if it was: " + "; ".join(privacy.OUT_OF_REACH) + ".")
 
-# %% ../../nbs/workshop/commands.ipynb #32d11096
+# %% ../../nbs/workshop/commands.ipynb #da47aa44
 @tools.command()
 def latents(setup: c.Setup = "biographies", sae: c.Dictionary = None, people: c.People = None,
             layer: c.Layer = None, device: c.Device = None) -> None:
@@ -155,6 +155,7 @@ def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Dev
     "What a saved model answers."
     if not question.strip():
         raise UserError("the question is empty")
+    model = model / "model" if (model / "model" / "config.json").is_file() else model
     if not (model / "config.json").is_file():
         raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
     c.quiet()
