@@ -289,3 +289,13 @@ def test_a_registered_setup_is_found(model):
             register_setup("mine", load)
     finally:
         del SETUPS["mine"]
+
+
+def test_a_table_that_gives_no_unknown_names_says_so_once(model):
+    from samu.workshop.checking import Check
+
+    exp = load(str(model))
+    alone, check = replace(exp, entities=exp.entities[:1]), Check()
+    for _ in range(2):
+        check.attempt(lambda: alone.unknown)
+    assert len(check.refusals) == 1 and check.refusals[0].startswith("no unknown names can be made")

@@ -20,7 +20,7 @@ from .names import MIN_RIGHT
 from .setups import Experiment
 from .planning import gigabytes, plan, seconds_for
 
-# %% ../../nbs/workshop/checking.ipynb #2cb2041e
+# %% ../../nbs/workshop/checking.ipynb #9bd5b472
 @dataclass
 class Check:
     "What a check found."
@@ -32,11 +32,12 @@ class Check:
         self.facts.append((what, str(value)))
 
     def attempt(self, step: Callable[[], None]) -> None:
-        "Run a part of the check; what it refuses is noted, and the check goes on."
+        "Run a part of the check; what it refuses is noted, once, and the check goes on."
         try:
             step()
         except UserError as error:
-            self.refusals.append(str(error))
+            if str(error) not in self.refusals:
+                self.refusals.append(str(error))
 
 # %% ../../nbs/workshop/checking.ipynb #1abae0f5
 def about_model(exp: Experiment, check: Check) -> None:

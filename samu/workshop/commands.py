@@ -38,7 +38,7 @@ Gold = Annotated[Optional[Path], typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="of a reply", min=1)]
 
-# %% ../../nbs/workshop/commands.ipynb #d68dc75a
+# %% ../../nbs/workshop/commands.ipynb #f3609ff6
 @tools.command()
 def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = None, people: c.People = None,
           only: c.Only = False, alias: c.Alias = None, no_chat: c.NoChat = False, layer: c.Layer = None,
@@ -51,7 +51,7 @@ def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = Non
     found = import_module("samu.workshop.checking").check_run(exp, names, out, method, where)
     c.show([dict(what=a, found=b) for a, b in found.facts], ["what", "found"])
     if found.refusals:
-        raise UserError(" | ".join(dict.fromkeys(found.refusals)))
+        raise UserError(" | ".join(found.refusals))
 
 @tools.command()
 def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.People = None,
@@ -141,7 +141,7 @@ def purge(name: Person, folders: Folders = None, people: c.People = None, alias:
     c.show([dataclasses.asdict(f) for f in found], ["place", "done"], "What was found")
     print("Out of reach, and still there if it was: " + "; ".join(privacy.OUT_OF_REACH) + ".")
 
-# %% ../../nbs/workshop/commands.ipynb #da47aa44
+# %% ../../nbs/workshop/commands.ipynb #3ee9b0ed
 @tools.command()
 def latents(setup: c.Setup = "biographies", sae: c.Dictionary = None, people: c.People = None,
             layer: c.Layer = None, device: c.Device = None) -> None:
@@ -155,13 +155,13 @@ def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Dev
     "What a saved model answers."
     if not question.strip():
         raise UserError("the question is empty")
-    model = model / "model" if (model / "model" / "config.json").is_file() else model
-    if not (model / "config.json").is_file():
+    place = c.model_in(model, "config.json")
+    if place is None:
         raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
     c.quiet()
     from samu.workshop.chat import chat_text
     from samu.workshop.lm import check_fits, generate, load_lm
-    hf, tokenizer = load_lm(model, device)
+    hf, tokenizer = load_lm(place, device)
     c.check_words(tokenizer, question)
     check_fits(hf, tokenizer, [question])
     reply = generate(hf, tokenizer, [chat_text(tokenizer, question)], words)[0].strip()
