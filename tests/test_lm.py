@@ -2,6 +2,8 @@
 import json
 import os
 
+import warnings
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -300,6 +302,10 @@ def test_adapters_that_are_not_merged_leave_no_trace(hf):
     lm.add_lora(ours, lm.trained_weights(ours, "site", "down", 1), 2)
     lm.merge_lora(ours, merge=False)
     assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), hf.parameters(), strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lm.add_lora(ours, lm.trained_weights(ours, "site", "down", 1), 2)
+    lm.merge_lora(ours, merge=False)
     biases = {k: p for k, p in tiny.model("gpt2").named_parameters() if k.endswith("mlp.c_proj.bias")}
     with pytest.raises(UserError, match="no trained weight is a matrix"):
         lm.add_lora(tiny.model("gpt2", fresh=True), biases, 2)

@@ -189,10 +189,10 @@ def quiz_text(
                   "<details><summary>Answer</summary>\n\n" + "\n".join(why) + "\n\n</details>"]
     return "\n\n".join(parts)
 
-# %% ../../nbs/workshop/course.ipynb #61cd37a7
+# %% ../../nbs/workshop/course.ipynb #9d02d39a
 READING = {"00_one_page": 25, "01_entities": 45, "02_residuals": 50, "03_saes": 45, "04_latents": 65,
            "05_forgetting": 75, "06_evaluation": 60, "07_baselines": 60, "08_attacks": 60,
-           "09_recall_side": 25, "10_real_people": 45, "11_many": 35, "12_your_model": 40,
+           "09_recall_side": 25, "10_real_people": 45, "11_many": 35, "12_your_model": 50,
            "13_command_line": 40, "14_explore": 65, "15_paper_scale": 50}
 
 def syllabus() -> "pd.DataFrame":  # chapter, reading, exercises, exercise_minutes, quiz, hours

@@ -625,7 +625,7 @@ def optimizer_step(
         for c, p in apart:
             p.copy_(c)
 
-# %% ../../nbs/workshop/lm.ipynb #050b33de
+# %% ../../nbs/workshop/lm.ipynb #ef7e657b
 def _peft() -> Any:
     "The package peft. Raises UserError without it."
     try:
@@ -658,6 +658,8 @@ def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
             m.merge()
         parent, _, leaf = name.rpartition(".")
         setattr(hf.get_submodule(parent), leaf, m.get_base_layer().requires_grad_(False))
+    if wrapped:
+        vars(hf).pop("peft_config", None)  # peft's mark; with it, the next adapters come with a warning
 
 # %% ../../nbs/workshop/lm.ipynb #4939968a
 def adapter_files(
