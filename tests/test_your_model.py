@@ -232,7 +232,7 @@ def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "ask", leaking(lambda q: "[user]" not in q.text))
     exp = small(setups.load(str(chat), device="cpu"))
     found = check_run(exp, [NAME], tmp_path / "out", where=True)
-    assert not found.refusals and "site by patching" in dict(found.facts), found
+    assert not found.refusals and {"site by patching", f"as {ALIAS!r}"} <= set(dict(found.facts)), found
     run = unlearn(exp, NAME, "triplet", steps=5, in_passing=0)
     task = make_task(exp, [NAME], run.config)
     framed = ["[user]" in q.text for q in task.moved]

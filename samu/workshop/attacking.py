@@ -10,7 +10,7 @@ __all__ = ['ONE_FACT', 'NOTHING_FITS', 'COLUMNS', 'ROUNDINGS', 'Curves', 'every_
            'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
            'families_that_count', 'register_raw']
 
-# %% ../../nbs/workshop/attacking.ipynb #140f3093
+# %% ../../nbs/workshop/attacking.ipynb #686c26bd
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +24,7 @@ from .lm import (
 from .measuring import Measurement
 from .registry import metric
 from .relearning import (
-    KEPT_AT_LEAST, Relearning, kept_by, peak, picks, relearning_area, said_now)
+    KEPT_AT_LEAST, Relearning, attack_for, kept_by, peak, picks, relearning_area, said_now)
 from .sae_files import sae_digest
 from .setups import Experiment
 from .store import UserError, code_digest, digest, kept, key_of
@@ -334,15 +334,16 @@ def kept_draws(
         return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
     return kept("relearned", key_of([exp.model_id, target, exp.prompts, vars(how)], relearn), make)
 
-# %% ../../nbs/workshop/attacking.ipynb #9af8c357
+# %% ../../nbs/workshop/attacking.ipynb #230d91f8
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
 def zero_line(
     m: Measurement,
     curves: Curves,
 ) -> pd.DataFrame:  # empty without unknown names
-    "Unknown names that the original is taught the target's facts about: two of them."
-    taught = [m.before(partial(curves, target=e)) for e in unknown_names(m)[:2]]
+    "Unknown names that the original is taught the target's facts about, as many as the attack says."
+    names = unknown_names(m)[:attack_for(m.exp).taught]
+    taught = [m.before(partial(curves, target=e)) for e in names]
     return pd.concat(taught, ignore_index=True) if taught else pd.DataFrame()
 
 def beside_reference(

@@ -4,10 +4,10 @@
 __all__ = ['Check', 'about_model', 'about_person', 'about_names', 'about_site', 'memory_free', 'about_cost', 'about_files',
            'check_run']
 
-# %% ../../nbs/workshop/checking.ipynb #1b57af47
+# %% ../../nbs/workshop/checking.ipynb #6fbb69e4
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -51,18 +51,22 @@ def about_model(exp: Experiment, check: Check) -> None:
     check.say("chat template", template)
     check.say("site", f"the residual stream after block {exp.layer}; --layer chooses another")
 
-# %% ../../nbs/workshop/checking.ipynb #bc8732cf
+# %% ../../nbs/workshop/checking.ipynb #a343ad31
 def about_person(exp: Experiment, name: str, check: Check) -> None:
     "How many questions about a person the model answers. Raises UserError for one who cannot be forgotten."
     entities = import_module("samu.entities")
     entity = exp.find(name)
     prompts = entities.few_prompts(exp.prompts, exp.settings.grading_prompts, "loss")
-    asked = entities.questions([entity], prompts, "loss")
-    right = [is_right(r, q.answers) for r, q in zip(exp.ask(asked), asked, strict=True)]
+
+    def right(called: str) -> str:
+        asked = entities.questions([replace(entity, name=called)], prompts, "loss")
+        said = [is_right(r, q.answers) for r, q in zip(exp.ask(asked), asked, strict=True)]
+        return f"{sum(said)} of {len(asked)} questions right"
     row = exp.grades[exp.grades.name == entity.name].iloc[0]
-    check.say(entity.name, f"{row.grade}: {sum(right)} of {len(asked)} questions right, "
-              f"{row.right} of {row.attributes} facts known ({row.knows.replace('|', ', ') or 'none'}); "
-              f"{min(MIN_RIGHT, row.attributes)} make a person known")
+    check.say(entity.name, f"{row.grade}: {right(entity.name)}, {row.right} of {row.attributes} facts known "
+              f"({row.knows.replace('|', ', ') or 'none'}); {min(MIN_RIGHT, row.attributes)} make a person known")
+    for alias in entity.aliases:
+        check.say(f"as {alias!r}", f"{right(alias)}; forgotten and audited under this name, too")
     split = entities.split_for(exp, entity.name)
     check.say("neighbours", f"{len(split.retain)} known names are read by losses, {len(split.held_out)} of "
               f"the kind {entity.kind!r} and {len(split.others)} of other kinds only measure")

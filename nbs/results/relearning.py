@@ -1,0 +1,63 @@
+"""Relearning on Gemma: curves of four people on whom the method was developed, and whom no other table reports.
+Writes relearning.csv, and goes on where it stopped.
+
+    python nbs/results/relearning.py                       all (three hours on two cores)
+    python nbs/results/relearning.py --people "Joe Montana;Marie Curie"     a part of them, as on another machine
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FILE = Path(__file__).with_suffix(".csv")
+PEOPLE = ("Joe Montana", "Richard Nixon", "Marie Curie", "Beyoncé")
+MODELS = ("original", "unknown name", "stand_in+stand_in_residual", "npo", "refusal")
+
+
+def main(
+    people: Annotated[str, typer.Option(help="names, with a semicolon between two")] = ";".join(PEOPLE),
+    models: Annotated[str, typer.Option(help="original, unknown name, or a method")] = ";".join(MODELS),
+    file: Annotated[Path, typer.Option(help="CSV that keeps the rows")] = FILE,
+):
+    "A row for each person, model, choice of what is shown, and look: recall of what is shown and what is not."
+    from samu.attacks import relearn
+    from samu.entities import known_entity
+    from samu.evaluation import measurement
+    from samu.forgetting import unlearn
+    from samu.workshop.attacking import unknown_names
+    from samu.workshop.experiments import run_grid
+    from samu.workshop.relearning import attack_for, picks
+    from samu.workshop.setups import load
+    from samu.workshop.store import code_digest, digest
+
+    exp = load("gemma-3-270m")
+    how, curves = attack_for(exp), {}
+
+    def curve(target, model, draw):
+        entity, shown = known_entity(exp, target), picks(list(known_entity(exp, target).facts))[draw]
+        if model in ("original", "unknown name"):
+            taught = entity if model == "original" else unknown_names(measurement(exp, target))[0]
+            return relearn(exp, taught, shown, how)
+        run = unlearn(exp, target, model)
+        try:
+            return relearn(exp, entity, shown, how)
+        finally:
+            run.restore()
+
+    def row(cell):
+        key = cell["target"], cell["model"], cell["draw"]
+        if key not in curves:
+            curves.clear()
+            curves[key] = curve(*key).set_index("step")
+        return curves[key].loc[cell["step"]].to_dict()
+
+    steps = range(0, how.steps + 1, how.every)
+    cells = [dict(target=t, model=m, draw=d, step=s)
+             for m in models.split(";") for t in people.split(";") for d in range(3) for s in steps]
+    settings = digest(exp.id, code_digest(relearn), vars(how))
+    run_grid(cells, row, file, settings, f"python nbs/results/{Path(__file__).name}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
