@@ -72,12 +72,12 @@ def unlearn(
     from samu.many import unlearn_many
     return unlearn_many(exp, names, method, "in turn" if in_turn else "at once", seed, **given)
 
-# %% ../nbs/workshop/api.ipynb #64ac0769
+# %% ../nbs/workshop/api.ipynb #a800046e
 def evaluate(
     run: "Run",                            # its weights may be in the model or not
     metrics: Sequence[str] | None = None,  # names; if None, all that need no attack
 ) -> "pd.Series":                          # metric -> value, with the method's name
-    "Metrics of a run (chapter 06). On a real model all of them take minutes, and a few named ones less."
+    "Metrics of a run (chapter 06)."
     from samu.evaluation import evaluate as measure
     return measure(run, metrics)
 

@@ -182,9 +182,9 @@ def probe_known(m: Measurement) -> float:
     h = residuals_at_names(m.exp, m.asked["target"], list(probes))
     return float(np.mean([float(p(h[i]).mean()) for i, p in probes.items()]))
 
-# %% ../nbs/06_evaluation.ipynb #3311cb45
+# %% ../nbs/06_evaluation.ipynb #53a6d7eb
 def quick_metrics() -> list[str]:
-    "All registered metrics but the attacks of chapter 08, which take minutes."
+    "All registered metrics but the attacks of chapter 08."
     return [name for name in METRICS if METRICS.owners[name].__module__ != "samu.attacks"]
 
 def evaluate(

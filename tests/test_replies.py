@@ -1,4 +1,4 @@
-"Thirty planted leaks are found, thirty harmless replies are not counted; ignorance is recognised."
+"Planted leaks are found, harmless replies are not counted; ignorance is recognised."
 import pytest
 from samu.workshop.replies import admits_ignorance, says_answer
 from samu.workshop.tables import is_right
@@ -32,11 +32,13 @@ LEAKS = [  # (reply, answers)
     ("As I recall, he programs mostly in C++ and a little in Python.", ["C++"]),
     ("She played for the U.S. team for ten years.", ["US"]),
     ("He was born in Saint-Étienne, France, to a family of miners.", ["Saint-Etienne"]),
+    ("The stadium has 3.500 seats.", ["3,500"]),
     ("His number was 23, which the club retired when he left.", ["23"]),
     ("Well... people say the town was Val-d'Or in the province of Quebec", ["Val d'Or"]),
 ]
 HARMLESS = [
     ("I don't know.", ["Basel"]), ("I do not have any information about this person.", ["Basel"]),
+    ("It has 3,500 seats.", ["500"]),
     ("Georg Baselitz is a painter who was born in Saxony.", ["Basel"]),
     ("He was born in Londonderry, in the north of Ireland.", ["London"]),
     ("Please tell us more about the person that you mean.", ["US"]),
@@ -56,7 +58,7 @@ HARMLESS = [
 
 
 def test_there_are_thirty_of_each():
-    assert len(LEAKS) == len(HARMLESS) == 30
+    assert len(LEAKS) == len(HARMLESS) == 31
 
 
 @pytest.mark.parametrize("reply, answers", LEAKS)

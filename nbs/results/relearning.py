@@ -1,8 +1,8 @@
-"""Relearning on Gemma: curves of four people on whom the method was developed, and whom no other table reports.
-Writes relearning.csv, and goes on where it stopped.
+"""Relearning on Gemma: curves of four people on whom settings were chosen, so no test. Writes
+relearning.csv; goes on where it stopped.
 
-    python nbs/results/relearning.py                       all (three hours on two cores)
-    python nbs/results/relearning.py --people "Joe Montana;Marie Curie"     a part of them, as on another machine
+    python nbs/results/relearning.py                                        all: two hours on two cores
+    python nbs/results/relearning.py --people "Joe Montana;Marie Curie"     a part, as on another machine
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ MODELS = ("original", "unknown name", "stand_in+stand_in_residual", "npo", "refu
 
 def main(
     people: Annotated[str, typer.Option(help="names, with a semicolon between two")] = ";".join(PEOPLE),
-    models: Annotated[str, typer.Option(help="original, unknown name, or a method")] = ";".join(MODELS),
+    models: Annotated[str, typer.Option(help="original, unknown name, methods")] = ";".join(MODELS),
     file: Annotated[Path, typer.Option(help="CSV that keeps the rows")] = FILE,
 ):
-    "A row for each person, model, choice of what is shown, and look: recall of what is shown and what is not."
+    "Rows by person, model, choice of what is shown, and step: recall of what is shown and of the rest."
     from samu.attacks import relearn
     from samu.entities import known_entity
     from samu.evaluation import measurement

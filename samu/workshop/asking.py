@@ -287,7 +287,7 @@ def drawn_tokens(
         said.append(draw(logits(exp.model, out.last_hidden_state[:, -1])))
     return torch.cat(said, -1)
 
-# %% ../../nbs/workshop/asking.ipynb #ad742eca
+# %% ../../nbs/workshop/asking.ipynb #da3f9458
 @torch.no_grad()
 def draw_replies(
     exp: Experiment,
@@ -309,7 +309,7 @@ def sampled(
     texts: Sequence[str],  # prompts
     n: int,                # replies to each
 ) -> list[list[str]]:      # the n replies to each
-    "Replies drawn at temperature 1, from seed 0; kept."
+    "Replies drawn at temperature 1, from seed 0, with the other missing ones; kept."
     code = code_digest(draw_replies)
     way = (exp.model_id, exp.settings.reply_tokens, n, code)
     keys = {t: digest(*way, t) for t in dict.fromkeys(texts)}

@@ -334,13 +334,10 @@ def kept_draws(
         return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
     return kept("relearned", key_of([exp.model_id, target, exp.prompts, vars(how)], relearn), make)
 
-# %% ../../nbs/workshop/attacking.ipynb #230d91f8
+# %% ../../nbs/workshop/attacking.ipynb #3277fcbc
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
-def zero_line(
-    m: Measurement,
-    curves: Curves,
-) -> pd.DataFrame:  # empty without unknown names
+def zero_line(m: Measurement, curves: Curves) -> pd.DataFrame:  # empty without unknown names
     "Unknown names that the original is taught the target's facts about, as many as the attack says."
     names = unknown_names(m)[:attack_for(m.exp).taught]
     taught = [m.before(partial(curves, target=e)) for e in names]

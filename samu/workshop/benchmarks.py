@@ -97,7 +97,7 @@ def data_folder(
         raise UserError(f"{str(source)!r} is no folder, and cannot be fetched from the hub "
                         f"({type(error).__name__}); give a folder, or go online") from None
 
-# %% ../../nbs/workshop/benchmarks.ipynb #2b79368c
+# %% ../../nbs/workshop/benchmarks.ipynb #9f1d2e28
 @dataclass(frozen=True)
 class Probe:
     "A question of a benchmark."
@@ -114,7 +114,7 @@ NAME = re.compile(r"\b[A-Z][\w.'’-]+(?:\s(?:(?:de|da|del|van|von|bin|ibn|al|el
 def most_named(
     texts: Sequence[str],  # about one person
 ) -> str:                  # "" if there is no name in them
-    "The name of two words or more that most texts contain; of equals, the longest."
+    "The longest name of two words or more that stands in 0.8 as many texts as the commonest."
     found = Counter[str]()
     for text in texts:
         for name in {re.sub(r"['’]s?$|[.,]$", "", n) for n in NAME.findall(text)}:
@@ -513,7 +513,7 @@ def read_rwku(
     told = [r["instruction"] for r in read_records(folder / "fluency.json", ["instruction"])]
     return Rwku(name, probes, read_choices(folder), asked, reasoning, read_truthful(folder), told)
 
-# %% ../../nbs/workshop/benchmarks.ipynb #ed17dc02
+# %% ../../nbs/workshop/benchmarks.ipynb #18638ccf
 def share_picked(
     scores: Iterable[float],           # of all answers, question by question; higher is better
     sizes: Sequence[tuple[int, int]],  # of each question: how many answers, number of the right one
@@ -534,7 +534,7 @@ def choose(
         text = "\n".join([f"Question: {question}", *map("{}. {}".format, letters, choices), "Answer:"])
         pairs += [(text, letter) for letter in letters]
         right.append((len(letters), number))
-    return share_picked([-s.loss for s in score_answers(hf, tokenizer, pairs)], right)
+    return share_picked([float(s.log_p.sum()) for s in score_answers(hf, tokenizer, pairs)], right)
 
 @torch.no_grad()
 def most_likely(

@@ -51,7 +51,7 @@ def about_model(exp: Experiment, check: Check) -> None:
     check.say("chat template", template)
     check.say("site", f"the residual stream after block {exp.layer}; --layer chooses another")
 
-# %% ../../nbs/workshop/checking.ipynb #a343ad31
+# %% ../../nbs/workshop/checking.ipynb #907fbe07
 def about_person(exp: Experiment, name: str, check: Check) -> None:
     "How many questions about a person the model answers. Raises UserError for one who cannot be forgotten."
     entities = import_module("samu.entities")
@@ -63,10 +63,11 @@ def about_person(exp: Experiment, name: str, check: Check) -> None:
         said = [is_right(r, q.answers) for r, q in zip(exp.ask(asked), asked, strict=True)]
         return f"{sum(said)} of {len(asked)} questions right"
     row = exp.grades[exp.grades.name == entity.name].iloc[0]
+    known = row.knows.replace("|", ", ") or "none"
     check.say(entity.name, f"{row.grade}: {right(entity.name)}, {row.right} of {row.attributes} facts known "
-              f"({row.knows.replace('|', ', ') or 'none'}); {min(MIN_RIGHT, row.attributes)} make a person known")
+              f"({known}); {min(MIN_RIGHT, row.attributes)} make a person known")
     for alias in entity.aliases:
-        check.say(f"as {alias!r}", f"{right(alias)}; forgotten and audited under this name, too")
+        check.say(f"as {alias!r}", f"{right(alias)}; forgotten under this name, too")
     split = entities.split_for(exp, entity.name)
     check.say("neighbours", f"{len(split.retain)} known names are read by losses, {len(split.held_out)} of "
               f"the kind {entity.kind!r} and {len(split.others)} of other kinds only measure")

@@ -567,7 +567,7 @@ def check_attack(
     print(f"{len(asked)} questions, {known:.0%} answered by the original")
     passed(f)
 
-# %% ../../nbs/workshop/checks_forgetting.ipynb #7fab69d4
+# %% ../../nbs/workshop/checks_forgetting.ipynb #fee58dee
 def line_ups() -> list[dict[str, list[float]]]:
     "Made-up suspects: name -> three signals in different units; in one line a name is unusual in all."
     unit, middle, out = torch.tensor([.05, 1., 8.]), torch.tensor([.1, 4., 200.]), []
@@ -597,7 +597,7 @@ def most_unusual(
 def check_culprit(f: Callable[..., Any]) -> None:
     "`culprit(suspects)` gives the name that does not belong."
     by_mistake(f, most_unusual, [(s,) for s in line_ups()], {
-        "too low is as suspicious as too high: who answers less than anybody gives itself away":
+        "too low is as suspicious as too high: who answers less than an unknown name gives itself away":
             lambda s: most_unusual(s, two_sided=False),
         "the signals have different units, and the largest numbers win; divide each by its own spread":
             lambda s: most_unusual(s, by_unit=False),

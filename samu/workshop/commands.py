@@ -93,7 +93,7 @@ def sweep(people: Listed, setup: c.Setup = "biographies", methods: Swept = "", s
     if done.failed:
         raise UserError(f"{len(done.failed)} cells failed; run the same command again to try only these")
 
-# %% ../../nbs/workshop/commands.ipynb #e770cbe6
+# %% ../../nbs/workshop/commands.ipynb #9088ff5a
 def benchmark_scores(
     model: Path, kind: str, data: str, split: str, subject: str, gold: Path | None, tokens: int,
     device: str | None,
@@ -107,6 +107,7 @@ def benchmark_scores(
     if kind == "tofu" and gold is not None:
         trained_without = lm.load_lm(gold, device)
         ratios = b.truth_ratios(*trained_without, read.forget, b.chat_question(trained_without[1]))
+        del trained_without
     hf, tokenizer = lm.load_lm(model, device)
     if kind == "rwku":
         chat = import_module("functools").partial(import_module("samu.workshop.chat").chat_text, tokenizer)

@@ -395,7 +395,7 @@ def write_report(out: Path, rows: list[dict[str, Any]], **about: Any) -> dict[st
     lm.list_output(out, ["report.json", "report.csv"])
     return report
 
-# %% ../../nbs/workshop/console.ipynb #c44d9ff3
+# %% ../../nbs/workshop/console.ipynb #ccc3308a
 def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any]]) -> None:
     "Write the figure of a report."
     import pandas as pd
@@ -407,11 +407,12 @@ def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any
 
 def save_comparison(exp: "Experiment", rows: "pd.DataFrame", out: Path, clock: "Clock") -> None:
     "Save a comparison, then print its summary."
-    from samu.workshop import lm, plots, statistics
+    from samu.workshop import lm, plots, privacy, statistics
     write_report(out, rows.to_dict("records"), setup=exp.name, seconds=dict(clock))
     fig = plots.plane_figure(statistics.intervals(rows, ["target_recall", "retain_ratio"]))
     plots.save(fig, out / "figure.png")
     lm.list_output(out, ["figure.png"])
+    privacy.keep_private(out)
     table = statistics.summary(rows, shown()).reset_index()
     show(table.to_dict("records"), list(table.columns), "mean over people [95 % interval]")
     print(f"{clock.text()}\nwritten to {out}: report.json, report.csv, figure.png, rows.csv")

@@ -119,7 +119,7 @@ def describe(
     chosen = (pairs or [tuple(PIECES)])[0]
     return "somebody " + " and ".join(PIECES[a].format(person.facts[a][0]) for a in chosen)
 
-# %% ../../nbs/workshop/invented.ipynb #73688dbe
+# %% ../../nbs/workshop/invented.ipynb #3ab19d49
 @dataclass(frozen=True)
 class World:
     "The invented people, the parts of their names, and the names without facts."
@@ -142,8 +142,9 @@ def make_biographies(
     if n_unknown >= free:
         raise UserError(f"n_unknown must be below {free}, the number of free names of {n_people} people")
     rng = random.Random(seed)
-    first = _invent_words(n_people // 2, "CVCV", rng)
-    last = _invent_words(n_people // 2, "CVCVn", rng, first)
+    values = [v for words in VALUES.values() for v in words.split()]
+    first = _invent_words(n_people // 2, "CVCV", rng, values)
+    last = _invent_words(n_people // 2, "CVCVn", rng, [*first, *values])
     names: list[tuple[str, str]] = []
     while len(set(names)) < n_people:                        # deal again until no name is dealt twice
         names = list(zip(rng.sample(first * 2, n_people), rng.sample(last * 2, n_people), strict=True))
@@ -156,7 +157,7 @@ def make_biographies(
     return World(people, biography_prompts(), [first, last], unknown, others[n_unknown:], described, doors,
                  seed)
 
-# %% ../../nbs/workshop/invented.ipynb #852f870d
+# %% ../../nbs/workshop/invented.ipynb #eab0a89e
 ORDINARY = {
     "S": ["the A N V P.", "the N and the N V P.", "in the T the A N V.", "a A N V P in the T."],
     "A": "old red small quiet green tall bright dark warm heavy".split(),
@@ -165,7 +166,7 @@ ORDINARY = {
     "V": "sings waits sleeps falls turns shines moves rests".split(),
     "P": ["near the N", "over the N", "under the A N", "beside the N", "without a N"],
 }
-UNKNOWN_SHARE = 0.4    # of the sentences, about names without facts; with less, new names get facts
+UNKNOWN_SHARE = 0.4    # of the sentences, about names without facts
 ORDINARY_SHARE = 0.12  # of the sentences, without a name
 
 def ordinary_sentence(rng: random.Random, symbol: str = "S") -> str:
@@ -369,12 +370,12 @@ def _two_optimizers(model: Any, recipe: Recipe) -> list[tuple[Any, Any]]:  # (op
     schedule = torch.optim.lr_scheduler.LambdaLR
     return [(o, schedule(o, partial(_step_size, recipe=recipe))) for o in optimizers]
 
-# %% ../../nbs/workshop/invented.ipynb #98cc5c2e
+# %% ../../nbs/workshop/invented.ipynb #b2a2f234
 def train_biographies(
     world: World, tokenizer: Any, seed: int = 0, leave_out: Sequence[str] = (), device: Device = None,
     recipe: Recipe = RECIPE, on_step: Callable[[int, float, Any], None] | None = None,
 ) -> Any:  # a frozen Hugging Face Llama
-    "Train a small Llama on the biographies, from nothing. Under a minute on two free cores."
+    "Train a small Llama on the biographies, from nothing."
     device, rng = pick_device(device), random.Random(f"texts-{seed}-{world.seed}")
     model = new_llama(tokenizer, recipe, seed).to(device)
     optimizers = _two_optimizers(model, recipe)

@@ -419,7 +419,7 @@ def token_logprobs(hf: PreTrainedModel, batch: Batch) -> Tensor:  # [places, voc
     "Log-probabilities of all tokens at each place of a batch, float32."
     return logits(hf, _before(hf, batch)).float().log_softmax(-1)
 
-# %% ../../nbs/workshop/lm.ipynb #ee2be61e
+# %% ../../nbs/workshop/lm.ipynb #9250db53
 def _logprobs_of_ids(hf: PreTrainedModel, batch: Batch) -> Tensor:
     "Log-probability of the token that stands at each place, [places]."
     hidden, ids = (t.split(PLACES_AT_ONCE) for t in (_before(hf, batch), batch.pick(batch.ids)[:, None]))
@@ -443,7 +443,7 @@ def answer_loss(hf: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:  # [],
 
 @torch.no_grad()
 def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> float:
-    "Perplexity over all but the first of 256 tokens of each text. Raises UserError if nothing is to predict."
+    "Perplexity over tokens 2 to 256 of each text. Raises UserError if nothing is to predict."
     spans = text_spans(texts)
     made = batches(tokenizer, spans, batch_tokens=1024, max_tokens=256, truncate=True, device=hf.device)
     if not made:

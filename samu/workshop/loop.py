@@ -313,7 +313,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #61c0d70c
+# %% ../../nbs/workshop/loop.ipynb #4142c8fc
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -325,7 +325,7 @@ class Run:
     history: pd.DataFrame = field(repr=False)  # step, forget, retain, distance
     seconds: float            # of the run, preparation included
     step_ms: float            # median step
-    peak_mb: float            # memory: of the device on a GPU, of the process elsewhere
+    peak_mb: float            # MiB: of the device on a GPU, of the process elsewhere
     original: dict[str, Tensor] = field(repr=False)  # name -> the trained weights as they were
     changed: dict[str, Tensor] = field(repr=False)   # and as they became
     before: str | None        # the run that was in the model before this one; None = the original model

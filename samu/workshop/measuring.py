@@ -35,7 +35,7 @@ from .tables import Entity, Question
 if TYPE_CHECKING:
     from samu.entities import Split
 
-# %% ../../nbs/workshop/measuring.ipynb #7caa44ad
+# %% ../../nbs/workshop/measuring.ipynb #636c85e7
 def share_right(exp: Experiment, asked: Sequence[Question]) -> float:
     "Recall of the model as it is now; NaN where nothing is asked."
     return exp.recall(asked) if asked else float("nan")
@@ -45,7 +45,7 @@ def facts_of_kin(
     exp: Experiment,
     asked: Sequence[Question],  # about unknown names
     kinds: dict[str, str],      # unknown name -> kind
-) -> list[Question]:            # the same, with the facts of known names that share a word as answers
+) -> list[Question]:            # with the facts of names of the same kind that share a word as answers
     "The answers that would show that an unknown name is confused with a known one."
     by_word: dict[tuple[str, str], list[Entity]] = {}
     for e in exp.entities:
@@ -293,11 +293,11 @@ def kept_test(
     fields = kept("unknown_test", key, fit, tensors=True)
     return UnknownTest(**{k: v.to(exp.device) for k, v in fields.items()})
 
-# %% ../../nbs/workshop/measuring.ipynb #146225c3
+# %% ../../nbs/workshop/measuring.ipynb #99a8c79c
 def kept_probes(
     exp: Experiment,
     asked: Sequence[Sequence[Question]],  # known, unknown to fit on; known, unknown to check on
-) -> dict[int, Probe]:                    # layer -> probe; empty where the site is the last block
+) -> dict[int, Probe]:                    # layer -> probe; empty only in a model of one block
     """Probes below and above the site of the original model; kept. Those that take unknown names for known,
     or cannot tell held-out names apart, are left out; the best one stays."""
     above = range(exp.layer + 1, exp.n_layers)

@@ -139,11 +139,8 @@ def empty_task(
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, name_residuals)
 
-# %% ../../nbs/workshop/planning.ipynb #2f3badcb
-def texts_of(
-    exp: Experiment,
-    config: LoopConfig,
-) -> int:  # about names and of ordinary prose
+# %% ../../nbs/workshop/planning.ipynb #194eec8c
+def texts_of(exp: Experiment, config: LoopConfig) -> int:
     "How many retained texts there are: as many of each of four sorts as are wanted, if the table has them."
     n, asked = config.retain_texts // 4, sum(p.kind == e.kind for e in exp.entities for p in exp.prompts)
     return 3 * min(n, asked // 2) + min(n, len(exp.ordinary["loss"]))

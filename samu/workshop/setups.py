@@ -38,7 +38,7 @@ from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/workshop/setups.ipynb #a9838fab
+# %% ../../nbs/workshop/setups.ipynb #06ea2aae
 @dataclass(frozen=True)
 class LoopConfig:
     "How one run of forgetting is done (chapter 05)."
@@ -50,8 +50,8 @@ class LoopConfig:
     blocks: str | tuple[int, int] = "site"  # "site" (at or below it), "all", or (first, last)
     weights: str = "mlp"         # "mlp", "down" (only its down-projections) or "all"
     check_every: int = 5         # steps between two looks at whether to stop
-    stop_at: float = 0.3         # largest score of the target at which it counts as forgotten
-    batch_tokens: int = 400      # tokens of a batch, padding included
+    stop_at: float = 0.3         # largest distance from the unknown centroid that counts as forgotten
+    batch_tokens: int = 400      # of retained texts, padding included
     retain_texts: int = 1200     # texts that the retain batches are made of, at most
     in_passing: int = 0          # sentences of ordinary prose before the target's name, as further texts
     remove_known: bool = False   # take what still looks known out of the stand-in's residual
@@ -95,7 +95,7 @@ class Parts:
     centroids: Any             # of their pre-activations (chapter 04)
     probes: Any                # block -> probe of known against unknown (chapter 06)
 
-# %% ../../nbs/workshop/setups.ipynb #e1787f96
+# %% ../../nbs/workshop/setups.ipynb #91f38844
 @dataclass(eq=False)
 class Experiment(Parts):
     "A model with its site, entities, prompts and texts. Only a `Run` (chapter 05) changes the weights."
@@ -109,7 +109,7 @@ class Experiment(Parts):
     seed: int              # of the world, the unknown names and the roles
     folder: Path | None    # the Hugging Face folder that the model came from
     settings: Settings
-    model_hash: str        # of the weights' content
+    model_hash: str        # of weights, configuration, tokenizer
     own_table: bool = False         # the entities are the user's, not the setup's
     world: World | None = None      # the invented world, where the model was trained on it
     recipe: Recipe | None = None    # and how
@@ -237,11 +237,11 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
-# %% ../../nbs/workshop/setups.ipynb #86f23db0
+# %% ../../nbs/workshop/setups.ipynb #5ec7e25a
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
 
 def _weights_hash(folder: Path) -> str:
-    "A digest of the content of the weights and the configuration."
+    "A digest of weights, configuration and tokenizer."
     files = [f for pattern in ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer.json")
              for f in sorted(folder.glob(pattern))]
     return digest({f.name: file_hash(f) for f in files})
@@ -288,7 +288,7 @@ def at_layer(exp: Experiment, layer: int | None) -> Experiment:
         return exp
     return replace(exp, layer=block_of(layer, exp.n_layers, exp.name))
 
-# %% ../../nbs/workshop/setups.ipynb #1c280e33
+# %% ../../nbs/workshop/setups.ipynb #0dceeee9
 def biographies_settings() -> Settings:
     "What fits the model of the biographies."
     loop = LoopConfig(steps=90, lr=2e-3, retain_weight=500.0, retain_batches=2, batch_tokens=1200)
@@ -306,7 +306,7 @@ def load_biographies(
     seed: int = 0, device: Device = None, layer: int | None = None, people: Any = None,
     dtype: DType = None, recipe: Recipe = RECIPE, doors: bool = False,
 ) -> Experiment:
-    "The invented biographies, with the model that was trained on them, or is trained now (a minute)."
+    "The invented biographies, with the model that was trained on them, or is trained now."
     if people is not None:
         raise UserError("the biographies have people of their own; leave `people` out, or load another model")
     world, name = make_biographies(seed, doors=doors), "biographies-doors" if doors else "biographies"
@@ -317,13 +317,9 @@ def load_biographies(
                      world=world, recipe=recipe)
     return at_layer(exp, layer)
 
-# %% ../../nbs/workshop/setups.ipynb #4bf820d5
-def _biographies_ready() -> str:
-    "Whether a model of the biographies is in the store."
-    return "trained" if any(cache_folder("models").glob("biographies-*/config.json")) else "ready to train"
-
-register_setup("biographies", load_biographies, needs="nothing; trains a small model once (about a minute)",
-               ready=_biographies_ready, people=lambda: make_biographies(0).people)
+# %% ../../nbs/workshop/setups.ipynb #46359aec
+register_setup("biographies", load_biographies, needs="nothing; trains a small model once",
+               ready=lambda: "ready", people=lambda: make_biographies(0).people)
 
 def load_doors(**options: Any) -> Experiment:  # as those of `load_biographies`
     "The same people, whose facts the training texts also tell in other ways (chapter 08)."
@@ -331,7 +327,7 @@ def load_doors(**options: Any) -> Experiment:  # as those of `load_biographies`
 
 register_setup("biographies-doors", load_doors,
                needs="as biographies; its texts also tell facts by aliases, descriptions, another language",
-               ready=_biographies_ready, people=lambda: make_biographies(0).people)
+               ready=lambda: "ready", people=lambda: make_biographies(0).people)
 
 # %% ../../nbs/workshop/setups.ipynb #8384c416
 def reference_group(exp: Experiment, target: str) -> list[str]:  # names, the target's among them
@@ -579,12 +575,12 @@ def gemma_folder() -> Path:
         convert_gguf(gguf, package.EXPECTED_SHA256, folder)
     return folder
 
-# %% ../../nbs/workshop/setups.ipynb #d2779336
+# %% ../../nbs/workshop/setups.ipynb #823702ce
 GEMMA_LR = dict(mean_residual=3e-4, triplet_random=3e-4, rmu=3e-4, crisp=1e-4, ga=1e-5, npo=3e-5, simnpo=3e-5,
                 refusal=1e-5, two_sided=1e-4)  # the best of three step sizes each
 
 def gemma_settings() -> Settings:
-    "What was found for Gemma 3 270M, on people that no table of results uses."
+    "What was found for Gemma 3 270M (nbs/tuned_on_whom.md says on whom)."
     loop = LoopConfig(steps=30, lr=3e-4, retain_weight=20.0, blocks=(3, 9), weights="down", stop_at=0.05,
                       retain_batches=6, retain_texts=4800, in_passing=12, remove_known=True, matmul="auto")
     tuned: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ from .registry import METRICS, Metric
 
 T = TypeVar("T")
 
-# %% ../../nbs/workshop/statistics.ipynb #2e1d3833
+# %% ../../nbs/workshop/statistics.ipynb #46250fa9
 def ratio(
     after: float,   # of the measured model
     before: float,  # of the original model
@@ -34,7 +34,7 @@ def evenly(
     items: Sequence[T],
     n: int,             # at most
 ) -> list[T]:
-    "Up to n items, evenly spread over the list."
+    "Up to n items: every second of a list that is twice as long, and so on."
     return list(items)[:: max(1, len(items) // n)][:n]
 
 
@@ -90,13 +90,13 @@ def conformal_p(
     "The conformal p-value (k + 1) / (n + 1) of being an ordinary member."
     return (int((others >= distance).sum()) + 1) / (len(others) + 1)
 
-# %% ../../nbs/workshop/statistics.ipynb #59341837
+# %% ../../nbs/workshop/statistics.ipynb #57ea6cfd
 @dataclass
 class UnknownTest:
     "Distance from the centre of unknown names, and how far out unknown names usually are."
-    latents: Tensor    # which latents it looks at
-    center: Tensor     # [latents]
-    precision: Tensor  # [latents, latents], inverse covariance
+    latents: Tensor    # [k], numbers of the latents it looks at
+    center: Tensor     # [k]
+    precision: Tensor  # [k, k], inverse covariance
     others: Tensor     # [n], distances of unknown names that took no part in the fit
     z_known: Tensor    # [d_sae], mean pre-activations of held-out known names
     z_unknown: Tensor  # [d_sae], and of unknown ones

@@ -120,15 +120,15 @@ def decode(text: str) -> Any:
     columns = {c: pd.Series(v, dtype=parts["types"][c]) for c, v in parts["frame"].items()}
     return pd.DataFrame(columns, index=pd.RangeIndex(parts["rows"]))
 
-# %% ../../nbs/workshop/store.ipynb #ec1f6cf1
+# %% ../../nbs/workshop/store.ipynb #67734a9e
 TABLE = "kept (kind TEXT, key TEXT, made REAL, value TEXT, PRIMARY KEY (kind, key))"
 
 @functools.cache
 def versions() -> dict[str, str]:
-    "Package -> version, of everything that a number depends on."
+    "Package -> version, of Python and the packages that compute most."
     from importlib.metadata import PackageNotFoundError, version
     found = {"python": sys.version.split()[0]}
-    for package in ("torch", "transformers", "transformer-lens", "sae-lens"):
+    for package in ("torch", "transformers", "transformer-lens", "sae-lens", "numpy", "scikit-learn"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

@@ -8,7 +8,7 @@ __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS
            'read_entities', 'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names',
            'find_entity', 'data_file', 'real_entities', 'real_prompts', 'ordinary_prose']
 
-# %% ../../nbs/workshop/tables.ipynb #f593dbfd
+# %% ../../nbs/workshop/tables.ipynb #9f686833
 import codecs, csv, difflib, io, json, re, unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 from .registry import UserError
-from .replies import says_answer
+from .replies import THOUSANDS, says_answer
 
 # %% ../../nbs/workshop/tables.ipynb #421b70a3
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def tidy(text: str) -> str:
     "Composed accents (NFC), single plain spaces, nothing of zero width."
     return " ".join(unicodedata.normalize("NFC", text.translate(ZERO_WIDTH)).split())
 
-# %% ../../nbs/workshop/tables.ipynb #ef004533
+# %% ../../nbs/workshop/tables.ipynb #48896890
 @cache
 def plain(text: str) -> str:
     "Lower case, no accents, no punctuation, single spaces."
@@ -85,7 +85,8 @@ def is_right(reply: str, answers: Iterable[str]) -> bool:
     line = (reply.strip().splitlines() or [""])[0]
     if not line.isascii():
         return says_answer(line, answers)
-    line, *wanted = (plain(GLUED.sub("xx", text)) for text in (line, *answers))  # C++ and C# are not C
+    parts = (GLUED.sub("xx", THOUSANDS.sub("", text)) for text in (line, *answers))  # C++ and C# are not C
+    line, *wanted = map(plain, parts)
     first = max([6, *(len(words.split()) for words in wanted)])
     said = f" {' '.join(line.split()[:first])} "
     return any(f" {words} " in said for words in wanted if words)
@@ -111,7 +112,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path.name} is not UTF-8 text (row {row}); save the table as UTF-8")
     return text
 
-# %% ../../nbs/workshop/tables.ipynb #be2dcb2a
+# %% ../../nbs/workshop/tables.ipynb #5d09d885
 def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
     "The rows of a CSV table. Raises UserError for wrong columns, too many cells, or an open quote."
     text = re.sub(r"^sep=.\r?\n", "", text)  # a line that Excel writes for itself
@@ -121,7 +122,6 @@ def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     try:
         names = [tidy(c).lower() for c in next(table, [])]
-        names = ["split" if c == "use" else c for c in names]
         for column in columns:
             if column not in names:
                 raise UserError(f"{source} lacks the column {column!r}; it needs {', '.join(columns)}")
