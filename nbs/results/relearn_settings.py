@@ -1,5 +1,5 @@
 """The attacker's best in chapter 08: twelve ways to fine-tune, against two methods, on people of the invented
-world whom no table reports. Writes relearn_settings.csv, and goes on where it stopped.
+world who are in no table of results. Writes relearn_settings.csv, and goes on where it stopped.
 
     python nbs/results/relearn_settings.py            all of it (half an hour on one core)
 """

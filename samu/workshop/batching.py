@@ -95,9 +95,9 @@ class Batch:
         "What stands at the places that count."
         return h[self.batch_index, self.position]
 
-# %% ../../nbs/workshop/batching.ipynb #f85a9f05
+# %% ../../nbs/workshop/batching.ipynb #2f9bb129
 def by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    "Positions, shortest first, batch by batch; padding counts. One too long for a batch is a batch."
+    "Positions, shortest first, batch by batch; padding counts. One too long makes a batch."
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not groups or (len(groups[-1]) + 1) * lengths[i] > batch_tokens:

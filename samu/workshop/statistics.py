@@ -21,7 +21,7 @@ from .registry import METRICS, Metric
 
 T = TypeVar("T")
 
-# %% ../../nbs/workshop/statistics.ipynb #46250fa9
+# %% ../../nbs/workshop/statistics.ipynb #a6068751
 def ratio(
     after: float,   # of the measured model
     before: float,  # of the original model
@@ -34,7 +34,7 @@ def evenly(
     items: Sequence[T],
     n: int,             # at most
 ) -> list[T]:
-    "Up to n items: every second of a list that is twice as long, and so on."
+    "Up to n items: every second of a list twice as long, and so on."
     return list(items)[:: max(1, len(items) // n)][:n]
 
 
