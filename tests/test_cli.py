@@ -530,6 +530,8 @@ def test_compare(samu, folder):
     good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
     files = {p.name for p in (folder / "side").iterdir()}
     assert {"figure.png", "report.csv", "report.json", "rows.csv"} <= files
+    modes = {p.stat().st_mode & 0o777 for p in (folder / "side").iterdir() if not p.name.startswith(".")}
+    assert modes == {0o600}, "the files name people"
     report = read(folder / "side" / "report.json")
     assert [(r["target"], r["method"]) for r in report["rows"]] == [
         (OTHER.name, "original"),

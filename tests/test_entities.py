@@ -8,7 +8,7 @@ import pytest
 
 import samu.entities
 from samu.entities import few_prompts, grade_replies, namesakes, questions, recall, renamed, split_for
-from samu.workshop.invented import OTHER, UNKNOWN_ANSWER, alias, biography_batch, make_biographies
+from samu.workshop.invented import OTHER, UNKNOWN_ANSWER, VALUES, alias, biography_batch, make_biographies
 from samu.workshop.leaks import names_in, refuse_dictionary_leaks
 from samu.workshop.names import grade_unknown, made_names, matched_names
 from samu.workshop.registry import UserError
@@ -270,6 +270,13 @@ def test_each_unknown_name_comes_with_five_sentences():
         seen += Counter(list(names))
     assert sum(seen.values()) == 4 * 27
     assert max(seen.values()) - min(seen[n] for n in world.trained_unknown) <= 1 + 108 // deck
+
+
+@pytest.mark.parametrize("seed", [0, 11, 20])  # the last two would invent Lima and Rome
+def test_no_name_is_a_value(seed):
+    world = make_biographies(seed)
+    values = {v.lower() for words in VALUES.values() for v in words.split()}
+    assert not values & {w.lower() for part in world.parts for w in part}
 
 
 def test_name_parts_are_spread_as_chance_gives():
