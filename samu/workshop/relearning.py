@@ -134,7 +134,7 @@ def picks(
     n = min(3, len(names) - 1)
     return [[names[(d * (len(names) - n) + i) % len(names)] for i in range(n)] for d in range(3)]
 
-# %% ../../nbs/workshop/relearning.ipynb #58da6bdc
+# %% ../../nbs/workshop/relearning.ipynb #137ad91f
 def curve(
     draws: pd.DataFrame,  # step, unshown, and a row for each draw
 ) -> pd.Series:           # step -> mean recall of what is not shown
@@ -149,10 +149,10 @@ def peak(
 
 def kept_by(
     original: pd.DataFrame,  # draws of the original
-) -> float:                  # 1 = all of what it knew before
+) -> float:                  # 1 = all of it
     "How much of what is not shown the original keeps, at the worst step."
     means = curve(original)
-    return float(means.min() / means.iloc[0]) if means.iloc[0] else 0.0
+    return round(float(means.min() / means.iloc[0]), 4) if means.iloc[0] else 0.0
 
 def relearning_area(
     model: pd.DataFrame,     # draws of the model under attack
