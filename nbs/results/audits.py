@@ -1,7 +1,7 @@
 """The audit pages of two people: writes audit_invented.html and audit_real.html.
 
     python nbs/results/audits.py           those that are not there
-    python nbs/results/audits.py real      this one anew: half an hour on two cores, what is kept left out
+    python nbs/results/audits.py real      this one anew: twenty minutes on two cores
 
 Neither person is in a table that a result stands on (nbs/tuned_on_whom.md, protocol.md). The real one is that
 of `make real`, on whom the method was developed: the page shows what an audit says, and is no test.
