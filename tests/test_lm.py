@@ -1,7 +1,6 @@
 """Batching and language models: what counts is found, nothing is cut in silence, nobody's files are lost."""
 import json
 import os
-
 import warnings
 
 import pytest

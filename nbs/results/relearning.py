@@ -21,41 +21,39 @@ def main(
     file: Annotated[Path, typer.Option(help="CSV that keeps the rows")] = FILE,
 ):
     "Rows by person, model, choice of what is shown, and step: recall of what is shown and of the rest."
-    from samu.attacks import relearn
+    from samu.attacks import relearn_curves
     from samu.entities import known_entity
     from samu.evaluation import measurement
     from samu.forgetting import unlearn
     from samu.workshop.attacking import unknown_names
     from samu.workshop.experiments import run_grid
-    from samu.workshop.relearning import attack_for, picks
+    from samu.workshop.relearning import attack_for
     from samu.workshop.setups import load
     from samu.workshop.store import code_digest, digest
 
     exp = load("gemma-3-270m")
     how, curves = attack_for(exp), {}
 
-    def curve(target, model, draw):
-        entity, shown = known_entity(exp, target), picks(list(known_entity(exp, target).facts))[draw]
-        if model in ("original", "unknown name"):
-            taught = entity if model == "original" else unknown_names(measurement(exp, target))[0]
-            return relearn(exp, taught, shown, how)
-        run = unlearn(exp, target, model)
+    def draws(target, model):
+        if model == "unknown name":
+            return relearn_curves(exp, unknown_names(measurement(exp, target))[0])
+        run = None if model == "original" else unlearn(exp, target, model)
         try:
-            return relearn(exp, entity, shown, how)
+            return relearn_curves(exp, known_entity(exp, target))
         finally:
-            run.restore()
+            if run:
+                run.restore()
 
     def row(cell):
-        key = cell["target"], cell["model"], cell["draw"]
+        key = cell["target"], cell["model"]
         if key not in curves:
-            curves.clear()
-            curves[key] = curve(*key).set_index("step")
-        return curves[key].loc[cell["step"]].to_dict()
+            curves[key] = draws(*key).set_index(["draw", "step"])
+        return curves[key].loc[(cell["draw"], cell["step"])].to_dict()
 
     steps = range(0, how.steps + 1, how.every)
     cells = [dict(target=t, model=m, draw=d, step=s)
              for m in models.split(";") for t in people.split(";") for d in range(3) for s in steps]
-    settings = digest(exp.id, code_digest(relearn), vars(how))
+    settings = digest(exp.id, code_digest(relearn_curves), vars(how))
     run_grid(cells, row, file, settings, f"python nbs/results/{Path(__file__).name}")
 
 

@@ -190,14 +190,14 @@ def check_right(f: Callable[..., Any]) -> None:
              (" basketball", ["", "golf"], "an empty answer matches nothing")]
     by_case(f, [((r, a), is_right(r, a), sentence) for r, a, sentence in cases])
 
-# %% ../../nbs/workshop/checks.ipynb #99ec612a
+# %% ../../nbs/workshop/checks.ipynb #5a4d557d
 def check_left(f: Callable[..., Any]) -> None:
     "`left(recall, prior)` says how much of the room above the prior is filled."
     by_mistake(f, lambda r, p: (r - p) / (1 - p), [(.7, .68), (1., .2), (.1, .4), (.9, .5)], {
         "that is the difference only; it does not say how much room there was": lambda r, p: r - p,
         "that is a ratio to the prior, above 1 however little is known": lambda r, p: r / p,
         "divide by the room above the prior, 1 - prior, not by the prior": lambda r, p: (r - p) / p,
-        "below the prior the value is negative: less than an unknown name gets gives the target away, too":
+        "below the prior the value is negative: saying too little gives the target away, too":
             lambda r, p: max(0, (r - p) / (1 - p)),
         "below the prior the value is negative; abs hides which side it is on":
             lambda r, p: abs(r - p) / (1 - p),
