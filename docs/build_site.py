@@ -60,18 +60,13 @@ def shown_source(source):
     return re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
 
 
-def without_results(text):
-    "Files in nbs/results are no pages: of links to them the words stay."
-    return re.sub(r"`?\[([^\]]*)\]\((?:\.\./)*results/[^)]*\)`?", r"\1", text)
-
-
 def shown_output(output):
     "Mend the links in the Markdown and HTML that a cell wrote, in place: pages end in .html."
     data = output.get("data", {})
     for kind in ("text/markdown", "text/html"):
         if kind in data:
-            text = without_results("".join(data[kind]))
-            data[kind] = re.sub(r'(\]\(|href=")(?!\w+:)([^)"#]+)\.(?:ipynb|md)\b', r"\1\2.html", text)
+            pattern = r'(\]\(|href=")(?!\w+:)([^)"#]+)\.(?:ipynb|md)\b'
+            data[kind] = re.sub(pattern, r"\1\2.html", "".join(data[kind]))
 
 
 def folded(prompt):
@@ -133,8 +128,7 @@ def title_of(path):
 def mend_links(text, page):
     "Links to folders and to files that are no pages lead to the page that stands for them."
     up = "../" * page.count("/")
-    text = re.sub(r"\]\((?:\.\./)*workshop/?\)", f"]({up}workshop.md)", text).replace("```csv", "```text")
-    return without_results(text)
+    return re.sub(r"\]\((?:\.\./)*workshop/?\)", f"]({up}workshop.md)", text).replace("```csv", "```text")
 
 
 def course_pages():
@@ -152,7 +146,8 @@ def write_sources():
     shutil.copy(ROOT / "docs" / BADGE, SOURCE / "images")
     for path in sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
         copy_notebook(path, path.relative_to(nbs).with_suffix("").as_posix(), git_url)
-    for path in [*nbs.glob("*.md"), *nbs.glob("teaching/*.md")]:
+    results = [p for p in nbs.glob("results/*") if p.suffix in (".csv", ".html")]  # linked: for a click
+    for path in [*nbs.glob("*.md"), *nbs.glob("teaching/*.md"), *nbs.glob("results/*.md"), *results]:
         (SOURCE / path.relative_to(nbs)).parent.mkdir(exist_ok=True)
         shutil.copy(path, SOURCE / path.relative_to(nbs))
     shutil.copy(ROOT / "docs" / "install.md", SOURCE)
@@ -190,6 +185,7 @@ def contents():
     "The table of contents."
     chapters = [f"{p.stem}" for p in sorted(SOURCE.glob("[0-9][0-9]_*.ipynb"))]
     more = [p.stem for p in sorted(SOURCE.glob("*.md")) if p.stem not in ("workshop", "install")]
+    more += [f"results/{p.stem}" for p in sorted((SOURCE / "results").glob("*.md"))]
     teaching = [f"teaching/{p.stem}" for p in course_pages()]
     workshop = [f"workshop/{p.stem}" for p in sorted((SOURCE / "workshop").glob("*.ipynb"))]
     api = sorted(p.stem for p in (SOURCE / "api").glob("*.md") if p.stem != "samu")
@@ -230,14 +226,15 @@ CONFIG = dict(
 )
 
 
-def without_thebe(html):
-    "Take out the scripts that would run code on a server; every page has them, twice, and none uses them."
+def mend_pages(html):
+    "Take out the scripts that would run code on a server: no page uses them. Links to pages of audits open them."
     for path in html.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         text = re.sub(r"<script>const THEBE_JS_URL.*?</script>\s*", "", text, flags=re.S)
         text = re.sub(r"<script[^>]*sphinx-thebe[^>]*></script>\s*", "", text)
         text = re.sub(r'<script type="text/x-thebe-config">.*?</script>\s*', "", text, flags=re.S)
         text = re.sub(r"<script>kernelName = .*?</script>\s*", "", text)
+        text = re.sub(r'download="" (href="[^"]+\.html")', r"\1", text)
         path.write_text(text, encoding="utf-8")
 
 
@@ -252,7 +249,7 @@ def main():
     if done.returncode or not (html / "index.html").is_file():
         sys.exit(done.stdout[-3000:] + done.stderr[-3000:])
     print(done.stderr.strip())
-    without_thebe(html)
+    mend_pages(html)
     shutil.rmtree(SITE, ignore_errors=True)
     shutil.copytree(html, SITE, ignore=shutil.ignore_patterns("*webpack-macros.html", ".buildinfo"))
     found = faults(SITE)

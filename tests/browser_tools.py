@@ -254,3 +254,12 @@ def moved(page, name, control, kind, keys, seconds=20):
     settle(page, name)
     assert pixels(page, name) != before, f"{name}: the picture ignores {control}"
     assert sentence.inner_text() != said, f"{name}: the sentence ignores {control}"
+
+
+def keep(page, name, whole=True):
+    "A screenshot, where they are wanted."
+    folder = os.environ.get("SAMU_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = Path(folder) / f"{name.replace('/', '-')}.png"
+        page.screenshot(path=file, full_page=True) if whole else page.screenshot(path=file)

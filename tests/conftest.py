@@ -22,6 +22,7 @@ LONGEST = [
     "test_cli.py",
     "test_attacks.py",
     "test_browser.py",
+    "test_browser_pages.py",
     "10_real_people.ipynb",
     "05_forgetting.ipynb",
     "08_attacks.ipynb",
@@ -106,3 +107,24 @@ def exp():
 def doors():
     "The same people, whose facts the training texts also tell in other ways."
     yield from loaded("biographies-doors")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "A Chromium, for the tests that look at pages."
+    import browser_tools as tools
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=tools.chromium()[0], args=tools.FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def watched(browser):
+    "A page whose faults and requests are noted."
+    from browser_tools import watched_page
+
+    with watched_page(browser) as watched:
+        yield watched

@@ -3,6 +3,7 @@ nothing elsewhere, and the built site, where there is one, is whole and can be c
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -190,3 +191,16 @@ def test_every_chapter_has_a_badge_and_the_colab_cell():
         text = path.read_text("utf-8")
         assert "colab.svg" in text and "On Colab" in text, path.name
         assert "google.colab" in (SITE / "_sources" / f"{path.stem}.ipynb").read_text("utf-8")
+
+
+@built
+def test_pages_of_audits_open_from_their_chapter():
+    text = (SITE / "12_your_model.html").read_text("utf-8")
+    for name in ("audit_invented", "audit_real"):
+        [link] = re.findall(rf'<a [^>]*href="([^"]+/{name}\.html)"', text)
+        assert (SITE / link).is_file() and f'download="" href="{link}"' not in text
+
+
+@built
+def test_the_protocol_is_a_page():
+    assert 'href="results/protocol.html"' in (SITE / "10_real_people.html").read_text("utf-8")
