@@ -220,6 +220,8 @@ def test_drawn_replies_follow_from_the_seed(exp, target):
     asked = [q.text for q in attacks.questions([measurement(exp, target).split.target], exp.prompts)][:3]
     first, again, other = (asking.draw_replies(exp, asked, 5, seed) for seed in (0, 0, 1))
     assert first == again and [len(r) for r in first] == [5, 5, 5] and len(other) == 3
+    asking.sampled(exp, asked[:1], 5)  # what was drawn before makes no difference
+    assert asking.sampled(exp, asked, 5) == first == asking.sampled(exp, asked, 5)
 
 
 # --- Real people
@@ -391,6 +393,14 @@ def test_the_strongest_setting_must_leave_the_original_whole():
     tried = pd.DataFrame(dict(weights="all", lr=[1.0, 2.0], mix_weight=1.0, kept=[0.95, 0.6], area=[0.2, 0.9]))
     assert relearning.strongest(tried).lr.tolist() == [1.0]
     assert len(relearning.GRID) >= 12 and len(set(relearning.GRID)) == len(relearning.GRID)
+
+
+def test_the_attack_on_small_models_is_the_one_that_was_found():
+    tried = pd.read_csv(ROOT / "nbs" / "results" / "relearn_settings.csv", comment="#")
+    best = relearning.strongest(tried.assign(area=tried.triplet)).iloc[0]
+    assert {k: getattr(relearning.SMALL_ATTACK, k) for k in ("weights", "lr", "mix_weight")} == {
+        k: best[k] for k in ("weights", "lr", "mix_weight")
+    }
 
 
 # --- The place of the truth

@@ -61,6 +61,8 @@ def test_rule(rule):
 def test_notebook_is_clean(name):
     size = (ROOT / "nbs" / f"{name}.ipynb").stat().st_size
     assert house.unclean(NOTEBOOKS[name], size) + house.used_too_early(NOTEBOOKS[name]) == []
+    title = NOTEBOOKS[name]["cells"][0]
+    assert title["cell_type"] == "markdown" and "# " in "".join(title["source"])
 
 
 # --- Planted faults

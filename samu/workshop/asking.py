@@ -10,7 +10,7 @@ __all__ = ['PARAPHRASES', 'GENERAL', 'ROLES', 'ROLES_IN_WORDS', 'PERSUASION', 'P
            'with_choices', 'draw', 'drawn_tokens', 'draw_replies', 'sampled', 'answered', 'template', 'asked_by',
            'prior_names', 'family_row']
 
-# %% ../../nbs/workshop/asking.ipynb #b10a98d5
+# %% ../../nbs/workshop/asking.ipynb #2a6918ff
 import csv
 import random
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from .registry import Attack, attack
 from .runtime import seeded, threads_for
 from .chat import bare, framed, has_template
 from .setups import Experiment, without_chat
-from .store import code_digest, digest, find_many, keep_many
+from .store import code_digest, digest, kept
 from .tables import Entity, Question, is_right
 
 # %% ../../nbs/workshop/asking.ipynb #ecf75da3
@@ -287,7 +287,7 @@ def drawn_tokens(
         said.append(draw(logits(exp.model, out.last_hidden_state[:, -1])))
     return torch.cat(said, -1)
 
-# %% ../../nbs/workshop/asking.ipynb #da3f9458
+# %% ../../nbs/workshop/asking.ipynb #0aeceb36
 @torch.no_grad()
 def draw_replies(
     exp: Experiment,
@@ -309,17 +309,9 @@ def sampled(
     texts: Sequence[str],  # prompts
     n: int,                # replies to each
 ) -> list[list[str]]:      # the n replies to each
-    "Replies drawn at temperature 1, from seed 0, with the other missing ones; kept."
-    code = code_digest(draw_replies)
-    way = (exp.model_id, exp.settings.reply_tokens, n, code)
-    keys = {t: digest(*way, t) for t in dict.fromkeys(texts)}
-    found = find_many("samples", list(keys.values()))
-    missing = [t for t, key in keys.items() if key not in found]
-    if missing:
-        new = dict(zip([keys[t] for t in missing], draw_replies(exp, missing, n, 0), strict=True))
-        keep_many("samples", new)
-        found = {**found, **new}
-    return [found[keys[t]] for t in texts]
+    "Replies drawn at temperature 1, from seed 0; kept, all of them together."
+    key = digest(exp.model_id, exp.settings.reply_tokens, n, code_digest(draw_replies), list(texts))
+    return kept("samples", key, lambda: draw_replies(exp, texts, n, 0))
 
 # %% ../../nbs/workshop/asking.ipynb #f3ad1e76
 def answered(

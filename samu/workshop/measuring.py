@@ -84,7 +84,7 @@ class Reference:
     undone: Callable[[], AbstractContextManager]  # its model is the original as long as this is open
     gold: list[Experiment] = field(default_factory=list)
 
-# %% ../../nbs/workshop/measuring.ipynb #818aa5d7
+# %% ../../nbs/workshop/measuring.ipynb #1ddd1f18
 @dataclass
 class Measurement:
     "A model under test. Metrics are functions of it."
@@ -120,10 +120,10 @@ class Measurement:
     def kept(self, name: str, group: str) -> float:
         "A metric: recall of a group, after over before; NaN with a note where there is nothing to keep."
         if not self.asked[group]:
-            return self.absent(name, f"there are no {group} to ask about")
+            return self.absent(name, "there is no one to ask about")
         before = self.recall_before(group)
         if not before > 0:
-            return self.absent(name, f"the original recalls nothing about the {group} that were asked about")
+            return self.absent(name, "the original recalls nothing about those who were asked about")
         return ratio(self.recall(group), before)
 
     def taken_for_unknown(self, exp: Experiment) -> float:

@@ -22,7 +22,7 @@ from .runtime import threads_for
 from .setups import Experiment
 from .tables import Entity, Question, is_right
 
-# %% ../../nbs/workshop/relearning.ipynb #f1c7112e
+# %% ../../nbs/workshop/relearning.ipynb #2adf567b
 KEPT_AT_LEAST = 0.9  # by the original, of what is not shown, for an attack to count
 RANK = 8           # of adapters
 SMALL = 5_000_000  # parameters
@@ -38,7 +38,7 @@ class Relearning:
     mix_weight: float = 1.0  # of their loss, against that of what is shown
     taught: int = 2          # unknown names that are taught the same, for the zero line
 
-SMALL_ATTACK = Relearning(3e-5, mix_weight=4.0)             # a stronger one counts, too: chapter 08
+SMALL_ATTACK = Relearning(1e-4, mix_weight=4.0)             # the strongest that counts: chapter 08
 LARGE_ATTACK = Relearning(1e-4, "lora", steps=30, every=10, mixed=24, taught=1)
 
 def attack_for(exp: Experiment) -> Relearning:
