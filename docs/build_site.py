@@ -227,7 +227,7 @@ CONFIG = dict(
 
 
 def mend_pages(html):
-    "Take out the scripts that would run code on a server, which no page uses. Links to an audit open its page."
+    "Take out the scripts that would run code on a server, which no page uses. Links to audits open them."
     for path in html.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         text = re.sub(r"<script>const THEBE_JS_URL.*?</script>\s*", "", text, flags=re.S)
