@@ -249,6 +249,13 @@ def test_no_encoding_is_fatal(folder):
         assert done.returncode == 0 and b"Ca$h_^ Mon$y" in done.stdout, (encoding, done.stderr)
 
 
+def test_a_column_without_values_is_not_printed(capsys):
+    rows = [dict(method="ours", recall=0.0, missing=float("nan")), dict(method="npo", recall=0.5)]
+    console.show(rows, ["method", "recall", "missing", "absent"])
+    out = capsys.readouterr().out
+    assert "recall" in out and "0.00" in out and "missing" not in out and "absent" not in out
+
+
 def test_home_is_expanded(samu, folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").write_text("a file")

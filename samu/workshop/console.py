@@ -93,7 +93,7 @@ def quiet() -> None:
     for name in ("transformer_lens", "sae_lens"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-# %% ../../nbs/workshop/console.ipynb #1be72f58
+# %% ../../nbs/workshop/console.ipynb #9a14dc65
 def cell_text(value: Any) -> str:
     "A value as a table shows it; nothing for None and NaN."
     if value is None or value != value:
@@ -105,11 +105,12 @@ def shown() -> list[str]:
     return [metric.name for metric in METRICS.values() if metric.shown]
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str = "") -> None:
-    "Print a table."
+    "Print a table, without columns that are empty."
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
     table = Table(title=Text(title) if title else None, title_justify="left")
+    columns = [c for c in columns if not rows or any(cell_text(row.get(c)) for row in rows)]
     for column in columns:
         left = any(isinstance(row.get(column), str) for row in rows)
         table.add_column(column.replace("_", "\n"), overflow="fold", justify="left" if left else "right",
