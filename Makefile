@@ -23,7 +23,7 @@ help:
 	@echo "make notebooks  run the notebooks again in place and export samu/; ARGS=\"03 04\" picks some: minutes"
 	@echo "make results    make the tables that chapters read, where they are not whole: hours, can be stopped and resumed"
 	@echo "make bench      the parts of the whole command, and each method's step time and memory beside NPO's: minutes"
-	@echo "make readme     write README.md from nbs/index.ipynb: seconds"
+	@echo "make readme     write README.md from nbs/index.ipynb, and its picture from the demo: minutes at first"
 	@echo "make docs       build the site, for reading without a network, in _docs: a minute, more the first time"
 	@echo "make slides     a deck of slides for each chapter, one HTML file each, in _slides; ARGS=\"03 04\" picks some: seconds"
 	@echo "make browser    notebooks, widgets and the site in a real Chromium, where there is one: minutes"
@@ -80,7 +80,8 @@ bench: $(VENV)/.installed
 	@$(QUIET) $(BIN)/python tests/bench.py $(ARGS)
 
 readme: $(VENV)/.installed
-	@echo "Writing README.md from nbs/index.ipynb (seconds)"
+	@echo "Writing README.md from nbs/index.ipynb, and its picture from the demo (minutes, if that has not run yet)"
+	@$(BIN)/samu demo --out out/demo >/dev/null && cp out/demo/figure.png nbs/images/demo.png
 	@$(BIN)/python tests/make_readme.py
 
 # The site has an environment of its own: what builds it needs other versions of packages that Jupyter needs too.
