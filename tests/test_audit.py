@@ -386,6 +386,9 @@ def test_a_saved_model_that_is_not_as_recorded_is_refused(own):
     record(table_hash="0" * 16)
     with pytest.raises(UserError, match="another table of people"):
         saved_run(folder)
+    record(base_hash="0" * 16)
+    with pytest.raises(UserError, match="not the model that .* was made from"):
+        saved_run(folder)
     record(base_setup=str(folder.parent / "moved"))
     with pytest.raises(UserError, match="not at"):
         saved_run(folder)

@@ -292,11 +292,13 @@ def test_a_kept_run_is_the_run(exp):
     torch.testing.assert_close(fresh.changed, first.changed)
 
 
-def test_runs_lie_over_each_other_in_order(exp):
+def test_runs_lie_over_each_other_in_order(exp, tmp_path):
     first = unlearn(exp, TARGET, "match", steps=2)
     second = unlearn(exp, exp.known[3].name, "match", steps=2)
     with pytest.raises(UserError, match="restore that one first"):
         first.restore()
+    with pytest.raises(UserError, match="in one run"):  # its card would name one of the two
+        second.save(tmp_path / "model")
     second.restore()
     assert exp.applied == first.id
     first.restore()

@@ -35,17 +35,20 @@ from .tables import is_right
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/workshop/auditing.ipynb #23235e29
+# %% ../../nbs/workshop/auditing.ipynb #1b906aaa
 def check_card(
     folder: Path,
     card: Mapping[str, Any],       # samu.json
     weights: Mapping[str, Tensor], # of the saved model
     base: Experiment,              # the original
 ) -> None:
-    "Raises UserError if the weights or the table are not as recorded."
+    "Raises UserError if the weights, the original or the table are not as recorded."
     dtype = load_config(folder).dtype
     if tensors_hash({k: p.to(dtype) for k, p in weights.items()}) != card["weights_sha256"]:
         raise UserError(f"the weights in {str(folder)!r} are not those that samu saved; save the run again")
+    if base.model_hash != card.get("base_hash", base.model_hash):
+        raise UserError(f"{base.name!r} is not the model that {str(folder)!r} was made from: its weights are "
+                        "others; put that model back, or name it with --setup")
     if base.table_hash != card["table_hash"]:
         raise UserError(f"{str(folder)!r} was made with another table of people or prompts than that of "
                         f"{base.name!r}; put that table back, or forget again")

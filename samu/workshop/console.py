@@ -173,7 +173,7 @@ Bits = Annotated[Optional[int], typer.Option(
 Grade = Annotated[Optional[str], typer.Option(help="known, between or unknown: only those")]
 Bare = Annotated[bool, typer.Option("--names", help="bare names, one a line")]
 
-# %% ../../nbs/workshop/console.ipynb #9d1c85b2
+# %% ../../nbs/workshop/console.ipynb #51344238
 Methods = Annotated[str, typer.Option(
     help="separated by commas; the setup's, mean_residual, npo and ga if left out")]
 Seeds = Annotated[str, typer.Option(help="of the loop, separated by commas")]
@@ -191,7 +191,7 @@ NoChat = Annotated[bool, typer.Option("--no-chat", help="do not use the model's 
 InTurn = Annotated[bool, typer.Option(
     "--in-turn", help="several people one after another, rehearsing; at once if left out")]
 Resume = Annotated[bool, typer.Option(
-    "--resume", help="go on where the same command was killed; nothing if it has finished")]
+    "--resume", help="go on where the same command was killed; other options are refused")]
 PushTo = Annotated[Optional[str], typer.Option(
     "--push-to", metavar="HUB_ID", help="upload the model to a private repository of the hub")]
 Base = Annotated[Optional[str], typer.Option(
@@ -327,9 +327,9 @@ def open_log(out: Path, *files: str) -> None:
     LOG.handlers = [handler]
     LOG.info(BEGAN + json.dumps(options_used()))
 
-# %% ../../nbs/workshop/console.ipynb #1b5b7481
+# %% ../../nbs/workshop/console.ipynb #0cdba90b
 def begin(out: Path, resume: bool) -> None:
-    "Refuse what can be refused before any work; with --resume, end if the same command has finished there."
+    "Refuse what can be refused before any work, and with --resume other options than the folder's."
     from samu.workshop.cards import check_hub
     check_hub(options_used().get("push_to"))
     if not resume or not (out / LOG_FILE).is_file():
@@ -344,9 +344,6 @@ def begin(out: Path, resume: bool) -> None:
     if other:
         raise UserError(f"{str(out)!r} was begun with {other[0]} = {before.get(other[0])!r}, not "
                         f"{mine[other[0]]!r}; give the same options, or another --out")
-    if text.rstrip().endswith(f" {DONE}") and (out / "report.json").is_file():
-        print(f"finished already: {out}")
-        raise typer.Exit
 
 # %% ../../nbs/workshop/console.ipynb #58c8234c
 def check_words(tokenizer: Any, text: str) -> None:

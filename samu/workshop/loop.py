@@ -313,7 +313,7 @@ class History:
         table = pd.DataFrame(rows, columns=["step", "forget", "retain"])
         return table.assign(distance=[self.distances.get(int(i)) for i in table.step])
 
-# %% ../../nbs/workshop/loop.ipynb #4142c8fc
+# %% ../../nbs/workshop/loop.ipynb #a43288b4
 @dataclass
 class Run:
     "Somebody was forgotten. `restore` and `reapply` change the model back and forth, exactly."
@@ -377,6 +377,8 @@ class Run:
         """
         if self.exp.applied != self.id:
             raise UserError(f"the run on {self.target!r} is not in the model now; reapply it before saving")
+        if self.before:
+            raise UserError(f"the run on {self.target!r} lies over another one; forget all of them in one run")
         hf = _in_full(self)
         card, private = _run_card(self, hf), None
         if not keep_names:
@@ -389,7 +391,7 @@ class Run:
             write_private(place, card["salt"], private)
         return place
 
-# %% ../../nbs/workshop/loop.ipynb #5dfc3eb9
+# %% ../../nbs/workshop/loop.ipynb #f372788c
 def _in_full(run: Run) -> Any:  # a model
     "The changed model. Where the rest was frozen in few bits, its source's own weights take their place."
     if run.exp.frozen_bits is None or run.exp.folder is None:
@@ -406,7 +408,6 @@ def _run_card(run: Run, hf: Any) -> dict[str, Any]:  # fits into JSON
         earlier = read_card(exp.folder)
     dtype = load_config(exp.folder).dtype if exp.folder else exp.dtype
     weights = {k: p.detach().to(dtype) for k, p in hf.named_parameters()}
-    original = weights | {k: p.to(dtype) for k, p in run.original.items()}
     return experiment_card(exp) | dict(
         samu_version=samu_version(),
         forgotten=[*(forgotten_names(earlier, exp.entities) if earlier else []), *run.targets],
@@ -416,7 +417,7 @@ def _run_card(run: Run, hf: Any) -> dict[str, Any]:  # fits into JSON
         table_hash=exp.table_hash,
         versions=versions(),
         weights_sha256=tensors_hash(weights),
-        original_sha256=tensors_hash(original),
+        base_hash=(exp.base or exp).model_hash,
     )
 
 # %% ../../nbs/workshop/loop.ipynb #4b3039cf
