@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .workshop import registry
-from .workshop.registry import UserError  # noqa: F401
+from .workshop.registry import METHOD_CHAPTERS, UserError, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +40,6 @@ def load(
     return load_setup(str(name), people=people, seed=seed, device=device, layer=layer, dtype=dtype)
 
 # %% ../nbs/workshop/api.ipynb #0cf43f6e
-def _several(names: str | Sequence[str]) -> list[str]:
-    "One name, or several, as a list."
-    return [names] if isinstance(names, str) else list(names)
-
 def unlearn(
     exp: "Experiment",             # its model is changed in place
     target: str | Sequence[str],   # who is to be forgotten; one name or several
@@ -63,9 +59,11 @@ def unlearn(
     "Make the model forget. Raises UserError for names that are not known, and for impossible settings."
     wishes: dict[str, Any] = dict(steps=steps, lr=lr, retain_weight=retain_weight, blocks=blocks,
                                   weights=weights, lora_rank=lora_rank,
-                                  keep_facts=tuple(_several(keep_facts)) if keep_facts else None)
+                                  keep_facts=tuple(several(keep_facts)) if keep_facts else None)
     given = {k: v for k, v in wishes.items() if v is not None}
-    names = _several(target)
+    names = several(target)
+    if in_turn and len(names) == 1:
+        raise UserError("several people can be forgotten in turn, not one; give more names, or leave it out")
     if len(names) == 1:
         from samu.forgetting import unlearn as forget
         return forget(exp, names, method, seed, **given)
@@ -91,7 +89,7 @@ def compare(
 ) -> "pd.DataFrame":                # a row for each target, seed and method, and for the originals
     "Methods, people and seeds side by side (chapter 06)."
     from samu.evaluation import compare as side_by_side
-    return side_by_side(exp, _several(targets), _several(methods), seeds, file=file, workers=workers)
+    return side_by_side(exp, targets, methods, seeds, file=file, workers=workers)
 
 def audit(
     run: "Run | str | Path",  # a run, or the folder of a saved model
@@ -110,9 +108,9 @@ def _after(register: Callable[_P, _R], *chapters: str) -> Callable[_P, _R]:
         return register(*args, **options)
     return registrar
 
-objective = _after(registry.objective, "forgetting")
+objective = _after(registry.objective, *METHOD_CHAPTERS)
 retain_loss = _after(registry.retain_loss, "forgetting", "recall_side")
-method = _after(registry.method, "baselines", "recall_side")
+method = _after(registry.method, *METHOD_CHAPTERS)
 metric = _after(registry.metric, "evaluation", "attacks")
 attack = _after(registry.attack, "attacks")
 register_setup = _after(registry.register_setup, "workshop.setups")

@@ -169,7 +169,7 @@ def unlearn(names: c.Names, setup: c.Setup = "biographies", method: c.Method = N
     clock, out = c.Clock(), c.writable(out, setup)
     c.begin(out, resume)
     with clock.part("loading"):
-        c.check_methods([method] if method else [])
+        c.check_methods(method)
         options: dict[str, Any] = dict(steps=steps, lr=lr, blocks=c.block_range(blocks), lora_rank=lora_rank)
         exp = c.load(setup, people, names, only, alias, no_chat, device=device, layer=layer, dtype=dtype,
                      frozen_bits=frozen_bits)
@@ -188,15 +188,14 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
     import samu
     clock, loops, out = c.Clock(), c.numbers(seeds), c.writable(out, setup)
     c.begin(out, resume)
-    chosen = [m.strip() for m in methods.split(",") if m.strip()]
     with clock.part("loading"):
-        c.check_methods(chosen)
+        chosen = c.check_methods(methods)
         exp = c.load(setup, people, names, only, no_chat=no_chat, device=device)
     chosen = chosen or [exp.settings.objective, "mean_residual", "npo", "ga"]
     targets = [e.name for e in prepare(exp, names, None, clock)]
     c.open_log(out, "rows.csv")
     with clock.part("comparing"):
-        rows = samu.compare(exp, targets, list(dict.fromkeys(chosen)), loops, out / "rows.csv", workers)
+        rows = samu.compare(exp, targets, chosen, loops, out / "rows.csv", workers)
     c.save_comparison(exp, rows, out, clock)
 
 # %% ../nbs/13_command_line.ipynb #9c4cf370

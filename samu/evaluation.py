@@ -19,7 +19,7 @@ from .workshop.leaks import refuse_mixed_priors
 from .workshop.measuring import (Measurement, Reference, cost_of, fill_grid, holding, kept_probes,
                                      kept_test, mean_row, measured, name_cloud, residuals_at_names,
                                      retrained_without)
-from .workshop.registry import METRICS, metric, part
+from .workshop.registry import METRICS, metric, part, several, whole
 from .workshop.setups import Experiment, reference_group
 from .workshop.statistics import Probe, UnknownTest, alignment_share, evenly
 import samu.workshop.witnesses  # noqa: F401  registers the line-up and its relatives
@@ -193,9 +193,9 @@ def evaluate(
     gold: bool = False,                    # compare with models retrained without the target, too
 ) -> pd.Series:
     "One row for the model that a run left behind; several targets give their mean."
+    chosen = several(metrics or quick_metrics())
     with holding(run):
-        models = [measurement(run.exp, t, run, gold) for t in run.targets]
-        row = mean_row([measured(m, metrics or quick_metrics()) for m in models])
+        row = mean_row([measured(measurement(run.exp, t, run, gold), chosen) for t in run.targets])
     return pd.Series(dict(setup=run.exp.name, target=run.target, **cost_of(run), **row), dtype=object)
 
 # %% ../nbs/06_evaluation.ipynb #a4be6d37
@@ -227,12 +227,13 @@ def compare(
     command: str = "",                     # how to make the table again; the file's first line
 ) -> pd.DataFrame:                         # a row for each original, and for each target, method and seed
     "Every method on every target with every seed. The model is as before afterwards."
-    chosen, names, groups = list(metrics or quick_metrics()), [exp.find(t).name for t in targets], []
-    for method in dict.fromkeys(["original", *methods]):
+    chosen, loops = several(metrics or quick_metrics()), dict.fromkeys(several(seeds, whole))
+    names, groups = dict.fromkeys(exp.find(t).name for t in several(targets)), []
+    for method in dict.fromkeys(["original", *several(methods)]):
         once = method in ("original", "retrained")
         code = [row_of] if once else [row_of, method_named(method).prepare]
         cell = dict(setup=exp.name, method=method)
-        cells = [cell | dict(target=t, seed=s) for t in names for s in ([0] if once else seeds)]
+        cells = [cell | dict(target=t, seed=s) for t in names for s in ([0] if once else loops)]
         groups.append((cells, code))
     return refuse_mixed_priors(fill_grid(exp, groups, row_of, chosen, gold, file, workers, command))
 

@@ -20,7 +20,7 @@ from .workshop.leaks import refuse_loss_leaks
 from .workshop.lm import answer_loss, final_hidden
 from .workshop.loop import (History, Run, Task, configure, kl_at_some, method_named, prepared, run_key,
     run_once, task_of, training)
-from .workshop.registry import RETAIN, Method, objective, part, retain_loss
+from .workshop.registry import RETAIN, Method, objective, part, retain_loss, several, whole
 from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import keep_fields, sae_digest
 from .workshop.setups import Experiment, LoopConfig
@@ -224,7 +224,7 @@ def unlearn(
 ) -> Run:
     "Make the model forget, in place; `run.restore()` puts the weights back. Raises UserError for bad input."
     chosen = method if isinstance(method, Method) else method_named(method or exp.settings.objective)
-    names = tuple(exp.find(t).name for t in ([target] if isinstance(target, str) else target))
+    names, seed = tuple(exp.find(t).name for t in several(target)), whole(seed)
     cfg = configure(exp.settings, chosen, config)
     parts = [sae_digest(exp.sae), exp.name_line, *(split_for(exp, n) for n in names)]
     key = run_key(exp, chosen, cfg, seed, aim_for(exp), parts, [make_task, train]) if keep else None

@@ -13,8 +13,9 @@ from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .workshop.batching import Batch, answer_spans, batches
-from .workshop.loop import History, Run, Task, configure, joined_activations, run_key, run_once, training
-from .workshop.registry import RETAIN, Method
+from samu.workshop.loop import (History, Run, Task, configure, joined_activations, loss_of, run_key, run_once,
+    training)
+from .workshop.registry import RETAIN, Method, several, whole
 from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import sae_digest
 from .workshop.setups import Experiment, LoopConfig
@@ -85,7 +86,7 @@ def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
     for i, task in enumerate(tasks):
         gone = [e.name for t in tasks[:i + 1] for e in t.targets]
         pool = without_names(task.exp, [*pool, *task.retain], gone)
-        losses = [method.prepare(task)] + ([method.prepare(together(tasks[:i]))] if i else [])
+        losses = [loss_of(t, method) for t in ([task, together(tasks[:i])] if i else [task])]
         draws = replace(task, retain=pool).draws(task.config.retain)
         for batch in {id(b): b for drawn in draws for b in drawn if b.frozen is None}.values():
             with torch.no_grad():
@@ -135,14 +136,14 @@ def many_config(
 
 # %% ../nbs/11_many.ipynb #27fb189b
 def unlearn_many(
-    exp: Experiment,
-    targets: Sequence[str],      # who is to be forgotten; in turn, in this order
+    exp: Experiment, targets: Sequence[str],  # who is to be forgotten; in turn, in this order
     method: str | None = None,   # the setup's default if None
     way: str = "at once",        # or "in turn", with rehearsing
     seed: int = 0, **config: Any,  # as in `unlearn`
 ) -> Run:
     "Make the model forget several people, in place. Raises UserError without names, or with one twice."
-    names, chosen = tuple(exp.find(t).name for t in targets), method_named(method or exp.settings.objective)
+    names, seed = tuple(exp.find(t).name for t in several(targets)), whole(seed)
+    chosen = method_named(method or exp.settings.objective)
     cfg = many_config(exp, names, chosen, way, config)
     parts = [way, sae_digest(exp.sae), *(split_for(exp, n) for n in names)]
     key = run_key(exp, chosen, cfg, seed, aim_for(exp), parts, [make_task, train, train_in_turn])

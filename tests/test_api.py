@@ -79,6 +79,22 @@ def test_names_of_built_in_entries_are_refused_whatever_was_imported():
     assert done.stdout.strip() == str([True] * 7), done.stderr[-2000:]
 
 
+ELSEWHERE = """
+import samu
+def refused(decorate):
+    try: decorate(lambda *args: 0)
+    except samu.UserError as error: return "needs another name" in str(error)
+print([refused(samu.objective(name=n)) for n in ("npo", "two_sided", "random_dictionary", "original", "a+b", "a,b")],
+      [refused(samu.method(n)) for n in ("triplet", "retrained")],
+      [refused(samu.metric(n, good="low")) for n in ("target", "method", "seconds", "notes")])
+"""
+
+
+def test_a_name_that_means_something_else_is_refused():
+    done = python(ELSEWHERE)
+    assert done.stdout.strip() == f"{[True] * 6} {[True] * 2} {[True] * 4}", done.stderr[-2000:]
+
+
 NAMED = "from samu.forgetting import method_named; print([method_named(m).name for m in {names}])"
 
 

@@ -128,6 +128,13 @@ def test_settings_are_checked_before_anything_is_asked(samu, setup):
         assert code == 2 and says in err and err.startswith("samu: ") and len(err.splitlines()) == 1, err[-2000:]
 
 
+def test_an_option_that_would_do_nothing_is_refused(samu, setup):
+    for command, says in ((("unlearn", tiny.people(40)[3], "--in-turn"), "--in-turn is for several people"),
+                          (("entities", "--only"), "--only takes the table of --people")):
+        code, out, err = samu(*command, "--setup", setup)
+        assert code == 2 and says in err and len(err.splitlines()) == 1, err[-2000:]
+
+
 def test_a_sweep_writes_into_no_folder_of_others(samu, setup, tmp_path):
     (tmp_path / "run.sh").touch(0o755)
     code, out, err = samu("sweep", setup / "entities.csv", "--setup", setup, "--out", ".")

@@ -325,7 +325,9 @@ def write(folder, text, name="t.csv"):
     ('[{"name": "A", "kind": "s", "facts": {"a": true}}]', "t.json", "text or a number, not true"),
     ('[{"name": "A", "kind": "s", "facts": {"a": [["b"]]}}]', "t.json", "text or a number"),
     ('[{"name": "A", "kind": "s", "facts": {"a": null}}]', "t.json", "text or a number, not null"),
-    ('[{"name": "A", "kind": "s", "facts": {"a": "b"}}, {"name": "A", "kind": "s", "facts": {"c": "d"}}]', "t.json", "'A' is a duplicate")])
+    ('[{"name": "A", "kind": "s", "facts": {"a": "b"}}, {"name": "A", "kind": "s", "facts": {"c": "d"}}]', "t.json", "'A' is a duplicate"),
+    ("name,kind,attribute,answers,aliases\nAda,s,field,x,Bea\n", "t.csv", "'aliases' is not read; write 'alias'"),
+    ('[{"name": "A", "kind": "s", "facts": {"a": "b"}, "aliases": ["B"]}]', "t.json", "item 1: 'aliases' is not read")])
 def test_bad_tables_are_refused_in_one_sentence(tmp_path, text, name, says):
     with pytest.raises(UserError) as error:
         read_entities(write(tmp_path, text, name))
@@ -338,7 +340,7 @@ def test_good_tables(tmp_path):
         text = "Name,KIND,attribute,Answers\nAda,s,field,maths| computing\n\nAda,s,born,1815\n".replace(",", separator)
         assert read_entities(write(tmp_path, text, "t.CSV")) == ada
         assert read_entities(write(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))) == ada
-    assert read_entities(write(tmp_path, '[{"name": "Ada", "kind": "s", "facts": {"field": ["maths", "computing"], "born": 1815}}]',
+    assert read_entities(write(tmp_path, '[{"name": "Ada", "kind": "s", "facts": {"field": ["maths", "computing"], "born": 1815.0}}]',
                                "t.json")) == ada
     (tmp_path / "u.csv").write_bytes(HEAD.encode() + b"\xe9")
     with pytest.raises(UserError, match="not UTF-8 text"):

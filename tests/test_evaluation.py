@@ -1,8 +1,10 @@
 """Chapter 06 and the workshop behind it: what is measured, when there is nothing to measure, and who asks whom."""
 
 import math
+import sys
 from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,9 @@ import pytest
 import torch
 from samu import evaluation, forgetting
 from samu.evaluation import cloud_frame, compare, evaluate, groups_of, measurement, quick_metrics
+from samu.workshop import measuring
 from samu.workshop.measuring import Measurement, Reference, fill_grid, holding, mean_row, measured
-from samu.workshop.registry import METRICS, Metric, UserError, metric
+from samu.workshop.registry import METHODS, METRICS, Metric, UserError, metric
 from samu.workshop.statistics import (
     Probe,
     alignment_share,
@@ -483,3 +486,115 @@ def test_probes_are_fitted_on_other_people_and_other_prompts_than_the_aim(exp, m
     assert not names[0] & names[2] and not names[1] & names[3]  # checked on others than fitted on
     loss = {p.text for p in exp.prompts if p.split == "loss"}
     assert not {q.text.replace(q.name, "{name}") for group in groups for q in group} & loss
+
+
+# What was asked for is what is measured
+
+
+def test_what_can_be_read_only_once_gives_whole_results(exp, run):
+    pair = SimpleNamespace(**vars(run) | dict(targets=run.targets * 2, target="", steps=0, undone=run.undone))
+    pair.reapply, pair.restore = run.reapply, run.restore
+    asked = []
+    probe = Metric("probe", lambda m: asked.append(m) or 0.5, "none")
+    METRICS["probe"] = probe
+    try:
+        evaluate(pair, (name for name in ["probe"]))
+    finally:
+        del METRICS["probe"]
+    assert len(asked) == 2
+    assert evaluate(run, "target_recall").target_recall == evaluate(run, ["target_recall"]).target_recall
+
+
+def cells_of(monkeypatch, exp, *args, **options):
+    "The cells that a comparison would make."
+    found = []
+    monkeypatch.setattr(evaluation, "refuse_mixed_priors", lambda rows: rows)
+    monkeypatch.setattr(evaluation, "fill_grid", lambda exp, groups, *a: found.extend(groups))
+    compare(exp, *args, **options)
+    return [(c["target"], c["method"], c["seed"]) for cells, _ in found for c in cells]
+
+
+def test_people_and_seeds_count_once(exp, monkeypatch):
+    a, b = exp.entities[7].name, exp.entities[8].name
+    wanted = [(t, m, s) for m, seeds in (("original", [0]), ("ga", [0, 1])) for t in (a, b) for s in seeds]
+    assert cells_of(monkeypatch, exp, [a, b], ["ga"], (s for s in (0, 1))) == wanted
+    assert cells_of(monkeypatch, exp, (n for n in (a, a.upper(), b)), "ga", [0, 1, 0, np.int64(1)]) == wanted
+
+
+@pytest.mark.parametrize("seed", [-1, 10**9 + 1, 0.5, "1", None, True, (1, 2)])
+def test_a_seed_is_a_whole_number(exp, seed):
+    from samu.many import unlearn_many
+    from samu.workshop.setups import load
+
+    people = [e.name for e in exp.entities[7:9]]
+    calls = [lambda: forgetting.unlearn(exp, people[0], "ga", seed), lambda: unlearn_many(exp, people, "ga", seed=seed),
+             lambda: compare(exp, people, ["ga"], [seed])]
+    for call in calls + [lambda: load("biographies", seed=seed)] * (seed is not None):
+        with pytest.raises(UserError, match="a seed is a whole number from 0 to 1000000000"):
+            call()
+
+
+def test_a_wrong_type_is_a_sentence(exp):
+    name = exp.entities[7].name
+    for call in (lambda: compare(exp, [name], ["ga"], 1), lambda: compare(exp, None, ["ga"]),
+                 lambda: compare(exp, [exp.entities[7]], ["ga"]), lambda: compare(exp, [name], [3]),
+                 lambda: evaluate("folder"), lambda: fill_grid(exp, [], None, [], False, None, "2", ""),
+                 lambda: fill_grid(exp, [], None, [], False, None, 0, "")):
+        with pytest.raises(UserError, match="not '|not 1|not None|not Entity|not 3|not 0"):
+            call()
+
+
+@pytest.mark.parametrize("value", ["0.5", "high", None, torch.zeros(2), np.zeros(2)])
+def test_a_metric_gives_a_number(exp, value):
+    m = measurement(exp, exp.entities[7].name)
+    METRICS["own"] = Metric("own", lambda m: value, "low")
+    try:
+        with pytest.raises(UserError, match="the metric 'own' must give a number"):
+            measured(m, ["own"])
+    finally:
+        del METRICS["own"]
+
+
+def test_a_metric_says_in_known_words_what_is_good():
+    for options, says in ((dict(good="lower"), "good is low, high or none"), (dict(good="low", threshold="0.1"), "a number"),
+                          (dict(good="low", ceiling=True), "a number")):
+        with pytest.raises(UserError, match=says):
+            metric("own", **options)(lambda m: 0.9)
+    assert "own" not in METRICS
+
+
+def test_rows_of_another_dictionary_are_not_taken(exp, monkeypatch):
+    first = measuring.grid_settings(exp, [], [len], False)
+    monkeypatch.setattr(measuring, "sae_digest", lambda sae: "another")
+    assert first != measuring.grid_settings(exp, [], [len], False)
+
+
+def seen_by(exp, cell, metrics, gold):
+    return dict(steps=exp.settings.loop.steps)
+
+
+def test_a_worker_measures_with_the_settings_and_the_dictionary_that_were_asked_for(exp, monkeypatch):
+    other = replace(exp, settings=replace(exp.settings, loop=replace(exp.settings.loop, steps=2)))
+    rows = []
+    monkeypatch.setattr(measuring, "run_grid", lambda cells, make, *a: rows.extend(map(make, cells)) or pd.DataFrame())
+    monkeypatch.setattr(measuring, "loaded_once", lambda *options: replace(exp))
+    groups = [([dict(target=exp.entities[7].name, method="ga", seed=0)], [])]
+    for one in (exp, other):
+        fill_grid(one, groups, seen_by, [], False, None, 2, "")
+    assert [r["steps"] for r in rows] == [exp.settings.loop.steps, 2]
+    other.sae = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(measuring, "sae_digest", lambda sae: str(type(sae)))
+    with pytest.raises(UserError, match="with this table and dictionary by its name; use workers=1"):
+        fill_grid(other, groups, seen_by, [], False, None, 2, "")
+
+
+def test_several_workers_refuse_what_only_this_process_knows(exp, monkeypatch):
+    owner = lambda task: None  # noqa: E731
+    owner.__module__ = "extension"
+    monkeypatch.setitem(METHODS.owners, "own", owner)
+    groups = [([dict(target="A", method="own", seed=0)], [])]
+    with pytest.raises(UserError, match="only this process knows 'own'.*use one worker"):
+        fill_grid(exp, groups, seen_by, [], False, None, 2, "")
+    monkeypatch.setitem(sys.modules, "extension", ModuleType("extension"))  # as a notebook: without a file
+    with pytest.raises(UserError, match="only this process knows"):
+        fill_grid(exp, groups, seen_by, [], False, None, 2, "")

@@ -450,3 +450,27 @@ def test_a_script_a_notebook_and_a_copy_of_the_package(tmp_path):
 def test_distance_of_the_target_and_of_unknown_names(exp, task):
     assert unknown_distance(task).item() > 1.5
     assert torch.equal(aim_for(exp).scale, task.aim.scale)
+
+
+# -- what an objective gives, and who is named
+
+@pytest.mark.parametrize("given", [lambda r: r.values.mean(0), lambda r: 0.5, lambda r: None,
+                                   lambda r: r.values.mean().detach(), lambda r: r.values.mean()[None]])
+@pytest.mark.parametrize("as_method", [False, True])
+def test_a_loss_is_one_number_with_a_gradient(exp, given, as_method):
+    OBJECTIVES["own"] = lambda residuals, aim, frozen: given(residuals)
+    method = Method("own", lambda task: lambda step: task.at_site(OBJECTIVES["own"])) if as_method else "own"
+    before = weights_of(exp)
+    with pytest.raises(UserError, match="'own' must give a tensor of one number, with a gradient, not"):
+        unlearn(exp, TARGET, method, steps=2)
+    assert same(weights_of(exp), before) and exp.applied is None and not exp.busy
+
+
+def test_names_and_methods_are_words(exp):
+    for call in (lambda: samu.unlearn(exp, None), lambda: samu.unlearn(exp, exp.find(TARGET)), lambda: unlearn(exp, [exp.find(TARGET)]),
+                 lambda: samu.unlearn(exp, TARGET, 3), lambda: samu.unlearn(exp, TARGET, ["npo"]),
+                 lambda: samu.unlearn(exp, TARGET, keep_facts=3)):
+        with pytest.raises(UserError, match="in quotes, not "):
+            call()
+    with pytest.raises(UserError, match="in turn, not one"):
+        samu.unlearn(exp, TARGET, in_turn=True)

@@ -62,3 +62,30 @@ def test_added_to_the_folders_table_or_in_its_place(tmp_path):
 def test_who_stands_in_two_tables_is_one_person():
     both = [tables.Entity("Zoë Quist", "person", dict(town=("Ulm",))), tables.Entity("Zoë Quist", "person", dict(town=("Bern",)))]
     assert tables.find_entity(both, "zoë quist", "x") is both[0]
+
+
+def test_a_list_has_the_checks_of_a_table():
+    read, some = setups.read_people, dict(job=("cook", "baker"))
+    assert read([tables.Entity("Ann", "p", dict(job="cook"))])[0] == [tables.Entity("Ann", "p", dict(job=("cook",)))]
+    aliased = tables.AliasedEntity("Ann", "p", some, ("Annie",))
+    assert read([aliased, tables.Entity("Bea", "p", some)])[0] == [aliased, tables.Entity("Bea", "p", some)]
+    for people, says in (([tables.Entity("Ann", "p", some)] * 2, "people, item 2: 'Ann' is a duplicate"),
+                         ([tables.Entity("Ann", "p")], "'facts' is missing or empty"),
+                         ([tables.Entity("Ann", "p", dict(job=("!",)))], "could never count as right"),
+                         ([tables.Entity("Ann", "p", dict(job={"cook"}))], "text or a number")):
+        with pytest.raises(UserError, match=says):
+            read(people)
+
+
+def test_own_prompts_are_added_to_those_of_the_setup(tmp_path):
+    file, prompts = tmp_path / "people.csv", tmp_path / "prompts.csv"
+    file.write_text(HEAD + ROWS[0])
+    base = [tables.Entity("Ann", "person", dict(town=("Ulm",)))]
+    theirs = [tables.Prompt("person", "town", "statement", s, f"{s}: {{name}} is from") for s in ("loss", "score")]
+    assert setups.read_people(setups.Added(file), lambda: (base, theirs))[1] == theirs, "no plain ones beside them"
+    own = "kind,attribute,form,split,prompt\nperson,town,statement,loss,{name} lives in\n"
+    prompts.write_text(own + "person,town,statement,score,score: {name} is from\n")
+    assert [p.text for p in setups.read_people(setups.Added(file), lambda: (base, theirs))[1][2:]] == ["{name} lives in"]
+    prompts.write_text(own + "person,town,statement,score,loss: {name} is from\n")
+    with pytest.raises(UserError, match="the setup has 'loss: {name} is from' for 'loss'; take it out"):
+        setups.read_people(setups.Added(file), lambda: (base, theirs))

@@ -199,8 +199,9 @@ def test_what_cannot_be_loaded(model, tmp_path, monkeypatch):
     for people in ([], ["Ada"], 5, {"name": "Ada"}):
         with pytest.raises(UserError, match="a list of Entity"):
             load(str(model), people=people)
-    with pytest.raises(UserError, match="layer '1' is out of range"):
-        load(str(model), layer="1")
+    for layer in ("1", True):
+        with pytest.raises(UserError, match=f"layer {layer!r} is out of range"):
+            load(str(model), layer=layer)
     exp = load(str(model))
     exp.busy = True
     with pytest.raises(UserError, match="another run is being made"):

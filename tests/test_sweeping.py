@@ -80,6 +80,11 @@ def test_names(tmp_path):
     assert s.names_in(tmp_path / "p.csv") == (["Anna Baker"], True)
 
 
+def test_people_count_once(exp):
+    name = exp.entities[7].name
+    assert s.known_among(exp, [name, name.lower()]) == ([name], {})
+
+
 def test_without_ray_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install 'ray"):

@@ -70,9 +70,7 @@ def right_share(
     "Share of replies that are right."
     return sum(is_right(r, q.answers) for r, q in zip(replies, asked, strict=True)) / len(asked)
 
-def unknown_names(
-    m: Measurement,
-) -> list[Entity]:    # may be empty
+def unknown_names(m: Measurement) -> list[Entity]:  # may be empty
     "Up to three unknown names that share no part with the target's, with its facts to be asked about."
     target, parts = m.split.target, set(m.split.target.name.split())
     kind = [e for e in m.split.unknown_score if e.kind == target.kind] or m.split.unknown_score
@@ -303,9 +301,7 @@ def kept_rows(
     parts = (make.__name__, m.exp.model_id, exp.id, m.split.target, unknown, exp.prompts, dictionary, code)
     return kept("attack tables", digest(*parts) if code else None, partial(make, m))
 
-def kept_table(
-    make: Callable[[Measurement], pd.DataFrame],
-) -> Callable[[Measurement], pd.DataFrame]:
+def kept_table(make: Callable[[Measurement], pd.DataFrame]) -> Callable[[Measurement], pd.DataFrame]:
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
     return wraps(make)(partial(kept_rows, make))
 

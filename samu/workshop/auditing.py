@@ -174,9 +174,7 @@ def ratio_interval(
     low, high = wilson(value, n)
     return low, 1 / low if value == 1 else high
 
-def shown(
-    value: float | None,
-) -> str:
+def shown(value: float | None) -> str:
     "A number as the page shows it."
     if value is None or math.isnan(value):
         return "-"

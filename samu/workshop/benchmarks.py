@@ -152,9 +152,7 @@ class Tofu:
         return [found for p in self.forget if p.about and (found := named_question(p)) is not None]
 
 # %% ../../nbs/workshop/benchmarks.ipynb #80fe3056
-def named_question(
-    probe: Probe,
-) -> Question | None:
+def named_question(probe: Probe) -> Question | None:
     "A question with the place of its name; None if the name does not stand in it."
     start = probe.question.find(probe.about)
     if start < 0:
@@ -283,9 +281,7 @@ def forget_quality(
     from scipy.stats import ks_2samp
     return float(ks_2samp(ratios, gold).pvalue)
 
-def harmonic_mean(
-    values: Iterable[float],
-) -> float:  # 0 if one of them is 0
+def harmonic_mean(values: Iterable[float]) -> float:  # 0 if one of them is 0
     "Harmonic mean."
     found: list[float] = list(values)
     return 0.0 if min(found) <= 0 else len(found) / sum(1 / v for v in found)
@@ -336,15 +332,11 @@ def membership(
             for name, score in MEMBERSHIP.items()}
 
 # %% ../../nbs/workshop/benchmarks.ipynb #a40b9e25
-def plain_prompt(
-    question: str,
-) -> str:
+def plain_prompt(question: str) -> str:
     "A question for a model without a chat template."
     return f"Question: {question}\nAnswer:"
 
-def chat_question(
-    tokenizer: Any,
-) -> Callable[[str], str]:
+def chat_question(tokenizer: Any) -> Callable[[str], str]:
     "How this model is asked: in its chat template if it has one."
     return partial(chat_text, tokenizer) if has_template(tokenizer) else plain_prompt
 
@@ -477,9 +469,7 @@ def read_choices(
         out.append((r["question"], tuple(r["choices"]), right))
     return out
 
-def read_truthful(
-    folder: Path,
-) -> list[tuple[str, tuple[str, ...], int]]:  # as from `read_choices`
+def read_truthful(folder: Path) -> list[tuple[str, tuple[str, ...], int]]:  # as from `read_choices`
     "Questions with one true answer among false ones. Raises UserError for a damaged file."
     out: list[tuple[str, tuple[str, ...], int]] = []
     for n, r in enumerate(read_records(folder / "truthful.json", ["question"]), 1):
@@ -547,17 +537,13 @@ def most_likely(
     return share_picked(sums, [(len(answers), right) for _, answers, right in asked])
 
 # %% ../../nbs/workshop/benchmarks.ipynb #7dcb8010
-def concluded(
-    reply: str,
-) -> str:        # without articles and punctuation
+def concluded(reply: str) -> str:  # without articles and punctuation
     "What follows `the answer is`, up to the next full stop; the whole reply without these words."
     found = re.search(r"the answer is (.*?)\.", reply, re.I | re.S)
     words = re.sub(r"[^\w\s]", "", (found[1] if found else reply).lower()).split()
     return " ".join(w for w in words if w not in ("a", "an", "the"))
 
-def fluency(
-    text: str,
-) -> float:     # bits; low for a text that repeats itself
+def fluency(text: str) -> float:  # bits; low for a text that repeats itself
     "Weighted entropy of pairs and triples of words (Meng et al., 2022)."
     words, out = re.findall(r"\w+|[^\w\s]", text), 0.0
     for n, weight in ((2, 2 / 3), (3, 4 / 3)):

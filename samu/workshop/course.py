@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Cell', 'FACTS', 'LINK', 'FOLDED', 'KERNEL', 'READING', 'masters', 'source', 'exercise', 'exercise_rows',
            'with_blanks', 'stub', 'grading', 'solution_cell', 'copy_of', 'make_copies', 'functions_in', 'quizzes',
-           'quiz_text', 'syllabus']
+           'syllabus']
 
 # %% ../../nbs/workshop/course.ipynb #078a7285
 import ast
@@ -174,20 +174,6 @@ def functions_in(
 def quizzes() -> dict[str, list[dict[str, Any]]]:  # "00" -> questions: ask, choices, right, why
     "The quizzes of all chapters."
     return json.loads(data_file("quizzes.json").read_text(encoding="utf-8"))
-
-def quiz_text(
-    chapter: str,  # "00" to "15"
-) -> str:
-    "A quiz as markdown; the answers are folded, and say of every wrong choice why it is wrong."
-    parts = ["## Quiz"]
-    for n, q in enumerate(quizzes()[chapter], 1):
-        letters = "abcdef"[:len(q["choices"])]
-        choices = [f"- **{x}** {choice}" for x, choice in zip(letters, q["choices"], strict=True)]
-        why = [f"- **{x}** {'Right' if i == q['right'] else 'No'}: {reason}"
-               for i, (x, reason) in enumerate(zip(letters, q["why"], strict=True))]
-        parts += [f"**{n}.** {q['ask']}", "\n".join(choices),
-                  "<details><summary>Answer</summary>\n\n" + "\n".join(why) + "\n\n</details>"]
-    return "\n\n".join(parts)
 
 # %% ../../nbs/workshop/course.ipynb #9d02d39a
 READING = {"00_one_page": 25, "01_entities": 45, "02_residuals": 50, "03_saes": 45, "04_latents": 65,

@@ -90,9 +90,7 @@ def method_figure(
     return fig
 
 # %% ../../nbs/workshop/drawings.ipynb #a32e08ec
-def places_figure(
-    tokens: Sequence[str] = ("<bos>", "Bipo", "Gifen", "comes", "from"),
-) -> "Figure":
+def places_figure(tokens: Sequence[str] = ("<bos>", "Bipo", "Gifen", "comes", "from")) -> "Figure":
     "A grid of tokens and blocks with the name, the site, the trained blocks, and where the answer is read."
     name, blocks, site = (1, 2), 4, 1  # which tokens are the name; the block after which it is read
     fig, ax = paper(1.9 + 1.25 * len(tokens) + 1.7, 1. + .72 * blocks, "Tokens and blocks")

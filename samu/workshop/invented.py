@@ -132,9 +132,7 @@ class World:
     doors: bool             # whether the training texts also tell facts in other ways
     seed: int               # everything above follows from it
 
-def make_biographies(
-    seed: int = 0, n_people: int = 100, n_unknown: int = 400, doors: bool = False,
-) -> World:
+def make_biographies(seed: int = 0, n_people: int = 100, n_unknown: int = 400, doors: bool = False) -> World:
     "Invent people with facts, and names without. Raises UserError if the numbers do not fit together."
     if n_people % 2 or n_people < 8:
         raise UserError(f"n_people must be even and at least 8, not {n_people}")

@@ -478,9 +478,7 @@ def _decode(hf: PreTrainedModel, tokenizer: Any, said: Tensor) -> list[str]:
     return tokenizer.batch_decode(cut, skip_special_tokens=True)
 
 # %% ../../nbs/workshop/lm.ipynb #01fad4ee
-def tokens_at_once(
-    device: torch.device,
-) -> int:
+def tokens_at_once(device: torch.device) -> int:
     "Tokens of the prompts that are asked together, replies included."
     return 2048 if device.type == "cpu" else 16_384  # a GPU waits for small batches
 
@@ -575,10 +573,11 @@ def trained_weights(
     a = anatomy(hf)
     ranges = {"site": (0, site), "all": (0, a.n_layers - 1)}
     inside = {"mlp": ".mlp.", "down": a.down_name, "all": "."}
-    if weights not in inside or (isinstance(blocks, str) and blocks not in ranges):
+    pair = ranges.get(str(blocks), blocks)
+    if str(weights) not in inside or not isinstance(pair, Sequence) or [*map(type, pair)] != [int, int]:
         raise UserError(f"weights must be mlp, down or all, not {weights!r}; blocks must be site, all or two "
                         f"numbers, not {blocks!r}")
-    first, last = ranges[blocks] if isinstance(blocks, str) else blocks
+    first, last = pair
     if not 0 <= first <= last < a.n_layers:
         raise UserError(f"there are no blocks {first} to {last}; this model has blocks 0 to {a.n_layers - 1}")
     wanted = tuple(f"{a.blocks_name}.{i}." for i in range(first, last + 1))

@@ -91,15 +91,11 @@ class MemoryTracker(TorchDispatchMode):
             self.label = before
 
 # %% ../../nbs/workshop/planning.ipynb #0156fb13
-def name_residuals(
-    values: Tensor, item: Tensor, from_end: Tensor,
-) -> Any:
+def name_residuals(values: Tensor, item: Tensor, from_end: Tensor) -> Any:
     "What objectives read."
     return SimpleNamespace(values=values, item=item, from_end=from_end)
 
-def empty_aim(
-    exp: Experiment,
-) -> Any:
+def empty_aim(exp: Experiment) -> Any:
     "The shapes of an aim: chapter 05's, with the dictionary of the setup."
     d, n = exp.d_model, int(exp.settings.sae.get("d_sae", 2048))
     weights = dict(W_enc=torch.empty(d, n), b_enc=torch.empty(n), W_dec=torch.empty(n, d),
@@ -145,9 +141,7 @@ def texts_of(exp: Experiment, config: LoopConfig) -> int:
     n, asked = config.retain_texts // 4, sum(p.kind == e.kind for e in exp.entities for p in exp.prompts)
     return 3 * min(n, asked // 2) + min(n, len(exp.ordinary["loss"]))
 
-def largest_draw(
-    task: Task,
-) -> list[Any]:  # of a step
+def largest_draw(task: Task) -> list[Any]:  # of a step
     "The batch with the most tokens: those of a step are read one after the other."
     pool = [] if task.config.retain == "none" else getattr(task, RETAIN[task.config.retain].batches)
     return sorted(pool, key=lambda b: -b.ids.numel())[:min(1, task.config.retain_batches)]
@@ -304,9 +298,7 @@ def add_up(
     return Plan(method.name, parameters=sum(p.numel() for p in model.parameters()), trained=trained, **parts,
                 peak=sum(parts.values()), asking=asking, flops=flops, steps=task.config.steps)
 
-def lighter(
-    found: Plan, kept: int, saved: int, largest: int,
-) -> Plan:
+def lighter(found: Plan, kept: int, saved: int, largest: int) -> Plan:
     "The plan less copies that are in main memory, and less what few bits save."
     return replace(found, weights=found.weights - saved, copies=found.copies - kept,
                    activations=found.activations + largest, peak=found.peak - saved - kept + largest,

@@ -40,9 +40,7 @@ def take_names_out(
     return {k: v for k, v in card.items() if k not in private} | cases, private
 
 # %% ../../nbs/workshop/privacy.ipynb #e91fc903
-def read_json(
-    file: Path,
-) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     "A JSON object. Raises UserError for a file that holds none."
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -170,9 +168,7 @@ def purge_store(terms: Sequence[str]) -> list[Found]:
 MODELS = ("models", "saes")  # in the cache: weights and vocabularies, made without asking about anybody
 LEFT = "left: the model itself; its vocabulary or weights hold such words"
 
-def purge_cache_files(
-    terms: Sequence[str],
-) -> list[Found]:
+def purge_cache_files(terms: Sequence[str]) -> list[Found]:
     "Delete files of the cache that hold a term; models stay, and folders that others put there."
     out = []
     for file in sorted(f for folder in kept_folders() for f in folder.rglob("*")):

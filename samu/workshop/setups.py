@@ -21,11 +21,11 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
-from .registry import PARTS, SETUPS, expanded, part, register_setup
+from .registry import PARTS, SETUPS, expanded, part, register_setup, whole
 from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, find_many,
                                  keep_many)
 from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
-from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts,
+from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts, checked,
                                   default_prompts, find_entity, is_right, ordinary_prose, read_entities,
                                   read_prompts, real_entities, real_prompts, tidy, with_added)
 from .lm import anatomy, check_fits, generate, load_config, load_lm, trained_weights
@@ -277,7 +277,7 @@ def experiment(
 
 def block_of(layer: Any, n_layers: int, name: str) -> int:
     "A block's number. Raises UserError for what is none of them."
-    if not isinstance(layer, int) or not 0 <= layer < n_layers:
+    if type(layer) is not int or not 0 <= layer < n_layers:
         raise UserError(f"layer {layer!r} is out of range: the model of {name!r} has blocks 0 to "
                         f"{n_layers - 1}")
     return layer
@@ -369,6 +369,7 @@ def read_people(
         if not given or not all(isinstance(e, Entity) for e in given):
             raise UserError("people is the path of a table, or a list of Entity; build one with "
                             "samu.workshop.tables.Entity, or write a CSV file")
+        given = checked(given)
         return given, default_prompts(given)
     entities, prompts = read_entities(people), Path(people).parent / "prompts.csv"
     return entities, read_prompts(prompts) if prompts.is_file() else default_prompts(entities)
@@ -381,31 +382,23 @@ def settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
 
-def middle_block(
-    n_layers: int,
-) -> int:
+def middle_block(n_layers: int) -> int:
     "The site where none was chosen."
     return n_layers // 2 if n_layers > 4 else 1
 
-def tokens_for(
-    exp: "Experiment",
-) -> int:           # tokens of a reply
-    "Enough for the shortest accepted answer to every question of the table."
+def tokens_for(exp: "Experiment") -> int:
+    "Tokens of a reply, enough for the shortest accepted answer to every question of the table."
     answers = [values for e in exp.entities for values in e.facts.values()]
     lengths = [min(len(exp.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in v) for v in answers]
     return max(Settings.reply_tokens, min(REPLY_TOKENS, max(lengths, default=0)))
 
 # %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
-def with_chat(
-    exp: "Experiment",   # of a model that was trained on requests
-) -> "Experiment":
+def with_chat(exp: "Experiment") -> "Experiment":
     "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
     prompts = chat_prompts(exp.tokenizer, exp.prompts)
     return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True))
 
-def without_chat(
-    exp: "Experiment",   # asked in its template
-) -> "Experiment":
+def without_chat(exp: "Experiment") -> "Experiment":
     "The same experiment, asked with texts to be continued."
     prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
     settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)
@@ -618,6 +611,7 @@ def load(
     frozen_bits: int | None = None,  # of the matrices that are not trained: 8 or 4; None: as all others
 ) -> Experiment:
     "Load an experiment. Raises UserError for a name that is none of the three, with those that are nearest."
+    seed = None if seed is None else whole(seed)
     options: dict[str, Any] = dict(people=people, seed=seed, device=device, layer=layer, dtype=dtype,
                                    chat=chat, frozen_bits=frozen_bits)
     options = {k: v for k, v in options.items() if v is not None}

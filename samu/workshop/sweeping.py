@@ -74,7 +74,7 @@ def known_among(
             bad[name] = str(error)
     if not good:
         raise UserError("none of these people can be forgotten; the first: " + next(iter(bad.values()), "-"))
-    return good, bad
+    return list(dict.fromkeys(good)), bad
 
 # %% ../../nbs/workshop/sweeping.ipynb #22ed3fbc
 HERE: dict[str, Any] = {}  # in a worker: what it took from the store

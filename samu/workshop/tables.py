@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt',
            'Question', 'tidy', 'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'parted', 'refuse_repeated',
-           'read_entities', 'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names',
+           'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names',
            'find_entity', 'data_file', 'real_entities', 'real_prompts', 'ordinary_prose']
 
 # %% ../../nbs/workshop/tables.ipynb #9f686833
@@ -113,6 +113,13 @@ def read_text(path: Path) -> str:
     return text
 
 # %% ../../nbs/workshop/tables.ipynb #5d09d885
+def _refuse_alike(words: Iterable[str], known: Sequence[str], source: str) -> None:
+    "Raise UserError for a word that is nearly a known one, so that it would be passed over."
+    for word in words:
+        near = difflib.get_close_matches(word, known, 1, 0.8)
+        if near and word not in known:
+            raise UserError(f"{source}: {word!r} is not read; write {near[0]!r}, or take it out")
+
 def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
     "The rows of a CSV table. Raises UserError for wrong columns, too many cells, or an open quote."
     text = re.sub(r"^sep=.\r?\n", "", text)  # a line that Excel writes for itself
@@ -127,6 +134,7 @@ def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
                 raise UserError(f"{source} lacks the column {column!r}; it needs {', '.join(columns)}")
             if names.count(column) > 1:
                 raise UserError(f"{source} has the column {column!r} twice; take one of them out")
+        _refuse_alike(names, (*columns, "alias"), source)
         for cells in table:
             if len(cells) > len(names):
                 raise UserError(f"{source}, row {table.line_num}: {len(cells)} cells for {len(names)} "
@@ -144,8 +152,8 @@ def cell_text(value: Any, place: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
-        return str(value)
-    raise UserError(f"{place}: an answer is text or a number, not {json.dumps(value)}; write it as text")
+        return str(int(value) if value % 1 == 0 else value)
+    raise UserError(f"{place}: write an answer as text or a number, not {json.dumps(value, default=str)}")
 
 def _json_rows(items: Any, source: str) -> Iterator[Row]:
     "The rows of a JSON table. Raises UserError for another shape than objects with name, kind and facts."
@@ -159,6 +167,7 @@ def _json_rows(items: Any, source: str) -> Iterator[Row]:
         for key in ("name", "kind", "facts"):
             if not item.get(key):
                 raise UserError(f"{place}: {key!r} is missing or empty")
+        _refuse_alike(item, ("name", "kind", "facts", "alias"), place)
         name, kind = tidy(cell_text(item["name"], place)), cell_text(item["kind"], place)
         if name in seen:
             raise UserError(f"{place}: {name!r} is a duplicate; a name comes once")
@@ -167,7 +176,7 @@ def _json_rows(items: Any, source: str) -> Iterator[Row]:
             raise UserError(f"{place}: 'facts' must map an attribute to its answers")
         for attribute, answers in item["facts"].items():
             cells = {"answers": answers, "alias": item.get("alias", [])}
-            parts = {k: v if isinstance(v, list) else [v] for k, v in cells.items()}
+            parts = {k: v if isinstance(v, list | tuple) else [v] for k, v in cells.items()}
             texts = {k: "|".join(cell_text(a, place) for a in v) for k, v in parts.items()}
             yield line, dict(name=name, kind=kind, attribute=attribute, **texts)
 
@@ -272,6 +281,11 @@ def read_entities(path: str | Path) -> list[Entity]:  # in the order of the file
         raise UserError(f"{path.name} is not valid JSON: {error}") from None
     return _entities_of_rows(_json_rows(items, path.name), path.name)
 
+def checked(given: Sequence[Entity]) -> list[Entity]:
+    "A list that was made in Python, with the checks of a file. A fact that is one word is one answer."
+    items = [dict(name=e.name, kind=e.kind, facts=e.facts, alias=e.aliases) for e in given]
+    return _entities_of_rows(_json_rows(items, "people"), "people")
+
 # %% ../../nbs/workshop/tables.ipynb #75e00b6d
 def read_prompts(path: str | Path) -> list[Prompt]:  # in the order of the file
     "Read a .csv with PROMPT_COLUMNS. Raises UserError that names the row and says what is wrong with it."
@@ -280,20 +294,16 @@ def read_prompts(path: str | Path) -> list[Prompt]:  # in the order of the file
     for line, row in _csv_rows(read_text(path), path.name, PROMPT_COLUMNS):
         place, text = f"{path.name}, row {line}", row["prompt"].rstrip()
         kind, attribute, form, split = (tidy(row[c]) for c in PROMPT_COLUMNS[:4])
-        if not kind or not attribute:
-            raise UserError(f"{place}: 'kind' or 'attribute' is empty; fill it or delete the row")
-        if text.count("{name}") != 1:
-            raise UserError(f"{place}: a prompt holds {{name}} exactly once")
-        if text.endswith("{name}"):
-            raise UserError(f"{place}: a prompt may not end with the name; "
-                            "the answer would have to start inside it")
-        if split not in ("loss", "score"):
-            raise UserError(f"{place}: 'split' is loss or score, not {split!r}")
-        if form not in ("statement", "question"):
-            raise UserError(f"{place}: 'form' is statement or question, not {form!r}")
-        if splits.setdefault(text, split) != split:
-            raise UserError(f"{place}: this prompt stands above for {splits[text]!r}; what a loss reads does "
-                            "not measure")
+        faults = {
+            "'kind' or 'attribute' is empty; fill it or delete the row": not kind or not attribute,
+            "a prompt holds {name} exactly once": text.count("{name}") != 1,
+            "a prompt may not end with the name; the answer would start inside it": text.endswith("{name}"),
+            f"'split' is loss or score, not {split!r}": split not in ("loss", "score"),
+            f"'form' is statement or question, not {form!r}": form not in ("statement", "question"),
+            f"this prompt stands above for {splits.get(text)!r}; what a loss reads does not measure":
+                splits.setdefault(text, split) != split}
+        for fault in (f for f, found in faults.items() if found):
+            raise UserError(f"{place}: {fault}")
         out.append(Prompt(kind, attribute, form, split, text))
     if not out:
         raise UserError(f"{path.name} holds no prompts; it needs the columns {', '.join(PROMPT_COLUMNS)}")
@@ -311,11 +321,19 @@ def with_added(
     base: tuple[Sequence[Entity], Sequence[Prompt]],   # a table and its prompts
     added: tuple[Sequence[Entity], Sequence[Prompt]],  # more people; who is in both has the facts of these
 ) -> tuple[list[Entity], list[Prompt]]:
-    "Two tables as one. Prompts of the base are used where it asks for a fact of this kind."
+    """Two tables as one. Where the base asks for a fact of this kind, plain phrasings are left out.
+
+    Raises UserError for a prompt that trains in one of them and measures in the other.
+    """
     names = {plain(e.name) for e in added[0]}
     entities = [*(e for e in base[0] if plain(e.name) not in names), *added[0]]
-    asked = {(p.kind, p.attribute) for p in base[1]}
-    return entities, [*base[1], *(p for p in added[1] if (p.kind, p.attribute) not in asked)]
+    asked, usual = {(p.kind, p.attribute) for p in base[1]}, [*base[1], *default_prompts(added[0])]
+    more = [p for p in added[1] if (p.kind, p.attribute) not in asked or p not in usual]
+    splits = {p.text: p.split for p in base[1]}
+    for p in more:
+        if splits.get(p.text, p.split) != p.split:
+            raise UserError(f"prompts.csv: the setup has {p.text!r} for {splits[p.text]!r}; take it out")
+    return entities, [*base[1], *more]
 
 def default_prompts(entities: Iterable[Entity]) -> list[Prompt]:  # four for each kind and attribute
     "Plain phrasings for a table that comes without prompts."
