@@ -27,7 +27,6 @@ Address = Annotated[Optional[str], typer.Option(help="of a ray cluster; this mac
 Retries = Annotated[int, typer.Option(help="of a cell that fails", min=0)]
 Person = Annotated[str, typer.Argument(help="who is to be taken out")]
 Folders = Annotated[Optional[list[Path]], typer.Argument(parser=c.path, help="results of earlier runs")]
-Alias = Annotated[Optional[list[str]], typer.Option("--alias", help="another spelling of the name")]
 Benchmark = Annotated[str, typer.Argument(help="tofu or rwku")]
 Data = Annotated[str, typer.Argument(help="folder with the benchmark's files, or a hub id")]
 Split = Annotated[str, typer.Option(help="of TOFU: forget01, forget05 or forget10")]
@@ -126,7 +125,7 @@ def benchmark(kind: Benchmark, data: Data, model: c.Saved, split: Split = "forge
 
 # %% ../../nbs/workshop/commands.ipynb #76418096
 @tools.command()
-def purge(name: Person, folders: Folders = None, people: c.People = None, alias: Alias = None) -> None:
+def purge(name: Person, folders: Folders = None, people: c.People = None, alias: c.Alias = None) -> None:
     "Take a person out of the cache and of results, and say what could not be reached."
     c.quiet()
     import_module("samu.workshop.setups")

@@ -256,9 +256,7 @@ def numbers(text: str) -> list[int]:
         raise UserError(f"--seeds takes whole numbers separated by commas, as in 0,1,2, not {text!r}")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
-def block_range(
-    text: str | None,  # as it was typed
-) -> str | tuple[int, int] | None:
+def block_range(text: str | None) -> str | tuple[int, int] | None:
     "Blocks from the command line. Raises UserError for anything but site, all, or two numbers."
     if text in (None, "site", "all"):
         return text
@@ -277,8 +275,7 @@ def config_defaults(
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        why = f"{str(file)!r} cannot be read ({error.strerror}); --config takes a TOML file"
-        raise UserError(why) from None
+        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}); --config takes TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file.name} is not valid TOML: {error}") from None
     sections = {k: v for k, v in found.items() if isinstance(v, dict)}

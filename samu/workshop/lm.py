@@ -175,11 +175,11 @@ def device_map(device: Device, place: torch.device, frozen_bits: int | None) -> 
     return dict(device_map={"": place}) if frozen_bits else {}
 
 def few_bits(
-    shapes: PreTrainedModel,     # the model without weights
-    config: Any,                 # is marked, in place
+    shapes: PreTrainedModel,  # the model without weights
+    config: Any,              # is marked, in place
     dtype: torch.dtype,
-    bits: int,                   # 8 or 4
-    trained: Trained | None,     # what stays as `dtype`
+    bits: int,                # 8 or 4
+    trained: Trained | None,  # what stays as `dtype`
 ) -> dict[str, Any]:
     "What makes transformers freeze weights in few bits. Raises UserError without bitsandbytes."
     check_bits(bits)
@@ -219,13 +219,13 @@ def check_fits(
 
 # %% ../../nbs/workshop/lm.ipynb #441cf86d
 def load_lm(
-    folder: str | Path,                        # a Hugging Face folder, or the name of a model on a hub
-    device: Device = None,                     # the best there is if None; "auto": over several GPUs
-    dtype: torch.dtype | None = None,          # as `pick_dtype` says if None
-    site: int | None = None,                   # load no block above it, and no head of its own; None: all
-    frozen_bits: int | None = None,            # of matrices that are not trained: 8 or 4; None: as `dtype`
-    trained: Trained | None = None,            # which weights stay as `dtype` if others have fewer bits
-) -> tuple[PreTrainedModel, Any]:              # (frozen model in eval mode, its tokenizer)
+    folder: str | Path,                # a Hugging Face folder, or the name of a model on a hub
+    device: Device = None,             # the best there is if None; "auto": over several GPUs
+    dtype: torch.dtype | None = None,  # as `pick_dtype` says if None
+    site: int | None = None,           # load no block above it, and no head of its own; None: all
+    frozen_bits: int | None = None,    # of matrices that are not trained: 8 or 4; None: as `dtype`
+    trained: Trained | None = None,    # which weights stay as `dtype` if others have fewer bits
+) -> tuple[PreTrainedModel, Any]:      # (frozen model in eval mode, its tokenizer)
     "Load a model. Raises UserError for an unsupported one, and for missing, unexpected or misshaped weights."
     config, place = load_config(folder), pick_device(device)
     above = r"\A\Z" if site is None else _cut(config, site)
@@ -573,7 +573,7 @@ def trained_weights(
     a = anatomy(hf)
     ranges = {"site": (0, site), "all": (0, a.n_layers - 1)}
     inside = {"mlp": ".mlp.", "down": a.down_name, "all": "."}
-    pair = ranges.get(str(blocks), blocks)
+    pair: Any = ranges.get(str(blocks), blocks)
     if str(weights) not in inside or not isinstance(pair, Sequence) or [*map(type, pair)] != [int, int]:
         raise UserError(f"weights must be mlp, down or all, not {weights!r}; blocks must be site, all or two "
                         f"numbers, not {blocks!r}")
@@ -627,10 +627,8 @@ def optimizer_step(
 # %% ../../nbs/workshop/lm.ipynb #ef7e657b
 def _peft() -> Any:
     "The package peft. Raises UserError without it."
-    try:
-        import peft
-    except ImportError:
-        raise UserError("adapters need the package peft; install it with pip install peft") from None
+    needs("peft", "an adapter")
+    import peft
     return peft
 
 def add_lora(

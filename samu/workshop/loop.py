@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
-from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, encode, text_spans
 from .lm import (
     adapter_files, add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, load_lm,
-    logits, merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
+    logits, merge_lora, needs, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
 from .privacy import forgotten_names, read_card, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
@@ -36,7 +35,6 @@ def load_methods() -> None:
     "Import the chapters that register objectives and methods."
     for chapter in METHOD_CHAPTERS:
         import_module(f"samu.{chapter}")
-
 
 def method_named(name: str) -> Method:
     "A method by its name. Raises UserError for one that does not exist."
@@ -56,7 +54,6 @@ def method_named(name: str) -> Method:
 
     return Method(name, prepare, about=f"{name} on the residuals at the target's name")
 
-
 def one_number(name: str, loss: Any) -> Tensor:  # []
     "A loss. Raises UserError for what cannot be trained."
     if not isinstance(loss, Tensor) or loss.ndim or torch.is_grad_enabled() > loss.requires_grad:
@@ -69,16 +66,16 @@ def loss_of(task: Any, method: Method) -> Callable[[int], Tensor]:
     return lambda step: one_number(method.name, loss(step) if callable(loss) else loss)
 
 # %% ../../nbs/workshop/loop.ipynb #a66d2e3b
-LEAST, MOST = dict(steps=1, check_every=1, batch_tokens=1, stop_at=-1e6), 1e6
+LEAST, MOST = dict(steps=1, check_every=1, batch_tokens=1, stop_at=-1e6), dict(keep_fraction=1)
 
 def check_number(name: str, value: Any, usual: Any) -> None:
     "Raise UserError for a setting that is no number of the type of its default, or out of range."
-    whole, least = isinstance(usual, int), LEAST.get(name, 0)
+    whole, least, most = isinstance(usual, int), LEAST.get(name, 0), MOST.get(name, 1e6)
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not fits:
         raise UserError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
-    if not least <= value <= MOST:
-        raise UserError(f"{name} must be at least {least:g} and at most {MOST:g}, not {value!r}")
+    if not least <= value <= most:
+        raise UserError(f"{name} must be at least {least:g} and at most {most:g}, not {value!r}")
     if name in ("lr", "keep_fraction") and not value > 0:
         raise UserError(f"{name} must be above 0, not {value!r}")
 
@@ -101,10 +98,8 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
     for f in fields(LoopConfig):
         if type(f.default) in (int, float):
             check_number(f.name, getattr(config, f.name), f.default)
-    if config.keep_fraction > 1:
-        raise UserError(f"keep_fraction must be at most 1, not {config.keep_fraction}")
-    if config.lora_rank and find_spec("peft") is None:
-        raise UserError("lora_rank needs the package peft; install it with pip install peft")
+    if config.lora_rank:
+        needs("peft", "lora_rank")
     return config
 
 # %% ../../nbs/workshop/loop.ipynb #70d3bd68
@@ -112,7 +107,6 @@ def copies(weights: dict[str, Any]) -> dict[str, Tensor]:  # name -> a copy, wit
     "Copies of weights as they are now, in main memory: a GPU needs its own for training."
     places = {k: "cpu" if p.is_cuda else p.device for k, p in weights.items()}
     return {k: p.detach().to(places[k], copy=True) for k, p in weights.items()}
-
 
 @dataclass
 class Trainer:
@@ -122,7 +116,7 @@ class Trainer:
     own: list[Any]               # what is trained: the weights, or the adapters around them
     masters: list[Any]           # float32 copies of `own`, or `own` itself
     optimizer: Any
-    schedule: Any                # of the step size
+    schedule: Any  # of the step size
 
     def step(self) -> None:
         "One step of the optimiser, from the gradients that lie in the model."
@@ -356,7 +350,11 @@ class Run:
     def _put(self, on: bool) -> None:
         if self.exp.applied not in (self.before, self.id):
             raise UserError(f"another run lies over that on {self.target!r}; restore that one first")
-        self.exp.applied, weights = (self.id, self.changed) if on else (self.before, self.original)
+        self._change(on)
+        self.exp.applied = self.id if on else self.before
+
+    def _change(self, on: bool) -> None:
+        weights = self.changed if on else self.original
         copy_weights_({k: self.exp.model.get_parameter(k) for k in weights}, weights)
 
     def restore(self) -> None:
@@ -386,7 +384,7 @@ class Run:
         if self.exp.applied != self.id:
             raise UserError(f"the run on {self.target!r} is not in the model now; reapply it before saving")
         if self.before:
-            raise UserError(f"the run on {self.target!r} lies over another one; forget all of them in one run")
+            raise UserError(f"the run on {self.target!r} lies over another one; forget all in one run")
         hf = _in_full(self)
         card, private = _run_card(self, hf), None
         if not keep_names:

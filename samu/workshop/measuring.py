@@ -16,7 +16,7 @@ import json
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,6 @@ def share_right(exp: Experiment, asked: Sequence[Question]) -> float:
     "Recall of the model as it is now; NaN where nothing is asked."
     return exp.recall(asked) if asked else float("nan")
 
-
 def facts_of_kin(
     exp: Experiment,
     asked: Sequence[Question],  # about unknown names
@@ -60,7 +59,6 @@ def facts_of_kin(
         answers = dict.fromkeys(a for e in kin for a in e.facts.get(q.attribute, ()))
         out.append(replace(q, answers=tuple(answers)))
     return out
-
 
 def unknown_share(
     exp: Experiment,
@@ -79,7 +77,6 @@ def only_original(exp: Experiment) -> None:
     if exp.applied is not None:
         raise UserError("priors, tests and probes are those of the original model; restore the run first")
 
-
 @dataclass
 class Reference:
     "The original model, and models that were retrained without the target, if there are any."
@@ -91,9 +88,9 @@ class Reference:
 @dataclass
 class Measurement:
     "A model under test. Metrics are functions of it."
-    exp: Experiment                   # its model is measured as it is now
-    split: "Split"                    # of the target
-    run: Any                          # the `Run` that made the model; None where nothing was unlearned
+    exp: Experiment  # its model is measured as it is now
+    split: "Split"   # of the target
+    run: Any         # the `Run` that made the model; None where nothing was unlearned
     reference: Reference
     asked: dict[str, list[Question]]  # group -> questions
     notes: dict[str, str] = field(default_factory=dict)  # metric -> why it has no value
@@ -154,12 +151,10 @@ def holding(run: Any) -> Iterator[None]:
         if away:
             run.restore()
 
-
 def cost_of(run: Any) -> dict[str, Any]:
     "How a run came about, and what it cost."
     cost = {k: getattr(run, k) for k in ("method", "seed", "steps", "seconds", "step_ms", "peak_mb")}
     return cost | dict(config=json.dumps(asdict(run.config)))
-
 
 def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     "The mean of rows from `measured`, one for each target of a run, with the notes of all."
@@ -167,14 +162,12 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     mean = table.drop(columns="notes").astype(float).mean().to_dict()
     return mean | {"notes": "; ".join(dict.fromkeys(n for n in table.notes if n))}
 
-
 def as_float(name: str, value: Any) -> float:
     "What a metric gave. Raises UserError for what is no number."
-    try:
-        return float(None if isinstance(value, str) else value)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"the metric {name!r} must give a number, not {value!r:.60}") from None
-
+    with suppress(TypeError, ValueError, RuntimeError):
+        if not isinstance(value, str):
+            return float(value)
+    raise UserError(f"the metric {name!r} must give a number, not {value!r:.60}")
 
 def measured(m: Measurement, metrics: Sequence[str]) -> dict[str, Any]:
     "Metric -> value, and \"notes\" on those that have none."
@@ -190,18 +183,15 @@ def begins_recall(m: Measurement) -> float:
     "target_recall where a loss has seen the text up to the name; not counted in it."
     return m.recall("begins") if m.asked["begins"] else m.absent("begins_recall", "no prompt is of this sort")
 
-
 @metric(good="none")
 def prior_unlike(m: Measurement) -> float:
     "The prior from the unknown names alone that share no part with the target."
     return m.recall_before("unlike")
 
-
 @metric(good="none")
 def first_name_ratio(m: Measurement) -> float:
     "namesake_ratio of those who share the first part of the name."
     return m.kept("first_name_ratio", "first_name")
-
 
 @metric(good="none")
 def last_name_ratio(m: Measurement) -> float:
@@ -214,12 +204,10 @@ def retain_recall(m: Measurement) -> float:
     "Share of right answers about held-out neighbours."
     return m.recall("neighbours")
 
-
 @metric(good="high", shown=True)
 def unknown_rate(m: Measurement) -> float:
     "Share of questions about unknown names on which they are taken for unknown."
     return m.taken_for_unknown(m.exp)
-
 
 @metric(good="high", threshold=0.97, title="Unknown names are still unknown")
 def unknown_ratio(m: Measurement) -> float:
@@ -234,12 +222,10 @@ def kept_perplexity(exp: Experiment) -> float:
         key = None if code is None else digest(exp.model_id, way, exp.ordinary["score"], code)
         return kept("perplexity", key, lambda: perplexity_of(exp.model, exp.tokenizer, exp.ordinary["score"]))
 
-
 @metric(good="low")
 def perplexity(m: Measurement) -> float:
     "Perplexity on held-out ordinary text."
     return kept_perplexity(m.exp)
-
 
 @metric(good="low", threshold=1.03, shown=True, title="Ordinary text is predicted as well as before")
 def perplexity_ratio(m: Measurement) -> float:
@@ -253,16 +239,13 @@ def answer_distributions(exp: Experiment, asked: Sequence[Question]) -> Tensor:
     spans = answer_spans([(q.text, q.answers[0]) for q in asked])
     return torch.cat([token_logprobs(exp.model, b) for b in batches(exp.tokenizer, spans, device=exp.device)])
 
-
 def answer_kl(p: Tensor, q: Tensor) -> float:
     "Mean KL divergence from p to q, both log-probabilities [places, vocabulary]; nats."
     return float((p.exp() * (p - q)).sum(-1).mean())
 
-
 def retrained_without(exp: Experiment, target: str) -> list[Experiment]:
     "Models of two seeds, trained again without the target. Raises UserError where none can be trained."
     return [retrained(exp, reference_group(exp, target), seed) for seed in (0, 1)]
-
 
 @metric(good="low")
 def gold_kl(m: Measurement) -> float:
@@ -272,7 +255,6 @@ def gold_kl(m: Measurement) -> float:
     own = answer_distributions(m.exp, m.asked["target"])
     each = [answer_kl(answer_distributions(g, m.asked["target"]), own) for g in m.reference.gold]
     return float(np.mean(each))
-
 
 @metric(good="none")
 def gold_kl_floor(m: Measurement) -> float:
@@ -289,7 +271,6 @@ def residuals_at_names(
     "Residuals at the last token of the name in each question."
     made = batches(exp.tokenizer, name_spans(asked)[0], cut=True, last_only=True, device=exp.device)
     return residuals_by_layer(exp.model, made, layers)
-
 
 def kept_test(
     exp: Experiment,
@@ -339,9 +320,7 @@ def grid_settings(
     behind = code_digest(*code, *(METRICS.get_or_raise(n).measure for n in metrics))
     return digest(exp.id, sae_digest(exp.sae), exp.settings, list(metrics), gold, behind or uuid.uuid4().hex)
 
-
 loaded_once = functools.cache(load)  # in a worker
-
 
 @dataclass(frozen=True)
 class GridRow:
@@ -370,7 +349,6 @@ def refuse_unseen(names: Sequence[str]) -> None:
         if not all(hasattr(sys.modules.get(f.__module__), "__file__") for f in owners):
             raise UserError(f"only this process knows {name!r} (from --code or a notebook); use one worker")
 
-
 def fill_grid(
     exp: Experiment,
     groups: Sequence[tuple[Sequence[dict[str, Any]], Sequence[Any]]],  # cells, functions behind their rows
@@ -382,14 +360,15 @@ def fill_grid(
     command: str,                         # how to make the table again
 ) -> pd.DataFrame:                        # a row for each cell
     "Fill a table, one group of cells after the other. An edited method makes no other method's row anew."
-    row: Callable[[Any], dict[str, Any]] = lambda cell: make(exp, cell, metrics, gold)
+    elsewhere = None
     if whole(workers, "workers", 1) > 1:
         refuse_unseen([exp.name, *metrics, *(str(c.get("method")) for cells, _ in groups for c in cells)])
         options = exp.name, None, exp.seed, None, exp.layer, str(exp.dtype)
-        row = GridRow(make, (exp.id, sae_digest(exp.sae)), options, exp.settings, tuple(metrics), gold)
+        elsewhere = GridRow(make, (exp.id, sae_digest(exp.sae)), options, exp.settings, tuple(metrics), gold)
     parts = []
     for cells, code in groups:
         settings = grid_settings(exp, metrics, code, gold)
+        row = elsewhere or (lambda cell: make(exp, cell, metrics, gold))
         parts.append(run_grid(cells, row, file, settings, command, workers))
     return pd.concat(parts, ignore_index=True)
 

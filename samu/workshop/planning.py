@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['KNOWN', 'ENOUGH', 'REACHED', 'PARTS', 'MemoryTracker', 'name_residuals', 'empty_aim', 'empty_task', 'texts_of',
            'largest_draw', 'modules_stay', 'before_training', 'first_step', 'two_steps', 'cached_later', 'asking_peak',
-           'saved_by_bits', 'Plan', 'add_up', 'lighter', 'weights_of', 'plan', 'own_people', 'sketch', 'speed',
-           'seconds_for', 'gigabytes', 'plan_rows']
+           'saved_by_bits', 'Plan', 'add_up', 'lighter', 'weights_of', 'plan', 'sketch', 'speed', 'seconds_for',
+           'gigabytes', 'plan_rows']
 
 # %% ../../nbs/workshop/planning.ipynb #3aff2ea4
 import math
@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,10 +32,9 @@ from .batching import batches, encode, name_spans
 from .lm import (anatomy, check_bits, greedy, load_config, load_tokenizer, refuse_few_bits,
                               tokens_at_once, trained_weights)
 from .sae_files import JumpReLU
-from .setups import (Added, Experiment, LoopConfig, People, at_layer, folder_table, load,
-                                  middle_block,
-                                  read_people, settings_for)
-from .tables import Entity, ordinary_prose, real_entities, real_prompts
+from .setups import (Added, Experiment, LoopConfig, People, at_layer, load, middle_block,
+                                  people_in, settings_for)
+from .tables import ordinary_prose, real_entities, real_prompts
 from .targets import FrozenActivations, hold_out_phrasing, in_passing, texts_to_keep
 from .loop import (Task, Trainer, configure, copies, method_named, prepared, task_of,
                                 training)
@@ -110,7 +108,7 @@ KNOWN = 150   # names that retained texts are about, at most
 ENOUGH = 480  # retained texts whose batches are like those of all
 
 def empty_task(
-    exp: Experiment,     # with a fake model
+    exp: Experiment,  # with a fake model
     targets: Sequence[str],
     config: LoopConfig,
 ) -> Task:
@@ -213,8 +211,8 @@ def two_steps(
 def cached_later(
     task: Task,
     method: Method,
-    size: int,      # bytes of a number of the model's
-) -> int:           # bytes
+    size: int,  # bytes of a number of the model's
+) -> int:       # bytes
     "What the frozen model computes for the batches of a run that `two_steps` leaves out."
     if task.config.retain == "none" or RETAIN[task.config.retain].batches != "retain":
         return 0
@@ -231,7 +229,7 @@ def asking_peak(
     exp: Experiment,         # with a fake model
     tracker: MemoryTracker,  # that has seen its weights
     gpu: bool,
-) -> int:                    # bytes, with what is there already
+) -> int:  # bytes, with what is there already
     "What it takes to ask the largest batch of prompts."
     training, tracker.peak = tracker.peak, {}
     steps = exp.settings.reply_tokens
@@ -269,18 +267,18 @@ def saved_by_bits(
 class Plan:
     "Memory of a run, in bytes, and its arithmetic."
     method: str
-    parameters: int      # of the model
-    trained: int         # of them, parameters that are trained
+    parameters: int  # of the model
+    trained: int     # of them, parameters that are trained
     weights: int
-    copies: int          # of trained weights: in float32 for the optimiser; on a CPU also to put them back
+    copies: int  # of trained weights: in float32 for the optimiser; on a CPU also to put them back
     gradients: int
     optimiser: int
-    activations: int     # for the backward pass, at the peak
-    logits: int          # at the peak
-    cached: int          # what the frozen model computed
-    peak: int            # of training: the sum
-    asking: int          # the peak while the model is asked, before and after training
-    flops: float         # of a step
+    activations: int  # for the backward pass, at the peak
+    logits: int       # at the peak
+    cached: int       # what the frozen model computed
+    peak: int         # of training: the sum
+    asking: int       # the peak while the model is asked, before and after training
+    flops: float      # of a step
     steps: int
 
 # %% ../../nbs/workshop/planning.ipynb #1caf14c4
@@ -316,8 +314,8 @@ def weights_of(
 
 # %% ../../nbs/workshop/planning.ipynb #33ccf3b2
 def plan(
-    exp: Experiment,               # from `sketch`, or a real one: only its shapes are read
-    targets: Sequence[str],        # who would be forgotten
+    exp: Experiment,         # from `sketch`, or a real one: only its shapes are read
+    targets: Sequence[str],  # who would be forgotten
     method: str,
     dtype: torch.dtype | None = None,  # of the weights; the experiment's if None
     gpu: bool = False,             # plan for a GPU: matrices are multiplied as they are
@@ -347,17 +345,6 @@ def plan(
     return lighter(add_up(task, chosen, tracker, trained, flops, asking), kept, *saved)
 
 # %% ../../nbs/workshop/planning.ipynb #a41fccf4
-def own_people(
-    place: str,             # a folder or a hub id
-    people: People | Added | None,
-) -> tuple[list[Entity], list[Any]]:
-    "The table that is given or added, that of the folder, or the package's."
-    own = any((Path(place) / f"entities.{end}").is_file() for end in ("csv", "json"))
-    base = partial(read_people, folder_table(Path(place))) if own else None
-    if people is not None:
-        return read_people(people, base)
-    return base() if base else (real_entities(), real_prompts())
-
 def sketch(
     setup: str,                    # a registered setup, a folder, or a hub id
     people: People | Added | None = None,  # a table of your own
@@ -368,7 +355,8 @@ def sketch(
         return load(setup, people, layer=layer)
     place = str(expanded(setup)) if expanded(setup).is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
-    entities, prompts = own_people(place, people)
+    given = people is not None or Path(place).is_dir()
+    entities, prompts = people_in(Path(place), people) if given else (real_entities(), real_prompts())
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     blocks = config.get_text_config().num_hidden_layers
@@ -415,11 +403,11 @@ PARTS = ("weights", "copies", "gradients", "optimiser", "activations", "logits",
 def plan_rows(
     exp: Experiment,
     target: str,
-    methods: Sequence[str],           # "lora" is the setup's default with adapters
-    gpu_gb: float | None = None,      # memory of a GPU; None: the CPU of this machine
+    methods: Sequence[str],       # "lora" is the setup's default with adapters
+    gpu_gb: float | None = None,  # memory of a GPU; None: the CPU of this machine
     dtype: torch.dtype | None = None,
-    frozen_bits: int | None = None,   # of frozen matrices
-) -> list[dict[str, Any]]:            # a row for each method, in gigabytes
+    frozen_bits: int | None = None,  # of frozen matrices
+) -> list[dict[str, Any]]:           # a row for each method, in gigabytes
     "Plans of several methods, as a table."
     rows = []
     for name in methods:

@@ -7,7 +7,7 @@ __all__ = ['PART_MODULES', 'DType', 'People', 'CARD_WORDS', 'HUB_FILES', 'GEMMA_
            'GEMMA_LR', 'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment',
            'block_of', 'at_layer', 'biographies_settings', 'load_biographies', 'load_doors', 'reference_group',
            'retrained', 'Added', 'read_people', 'settings_for', 'middle_block', 'tokens_for', 'with_chat',
-           'without_chat', 'with_aliases', 'folder_table', 'experiment_card', 'load_saved', 'hub_folder',
+           'without_chat', 'with_aliases', 'folder_table', 'people_in', 'experiment_card', 'load_saved', 'hub_folder',
            'convert_gguf', 'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
 # %% ../../nbs/workshop/setups.ipynb #781a4332
@@ -99,10 +99,10 @@ class Parts:
 @dataclass(eq=False)
 class Experiment(Parts):
     "A model with its site, entities, prompts and texts. Only a `Run` (chapter 05) changes the weights."
-    name: str              # of the setup, or a folder
-    model: Any             # a frozen Hugging Face causal language model
-    tokenizer: Any         # a fast Hugging Face tokenizer
-    layer: int             # the site: the residual stream after this block
+    name: str       # of the setup, or a folder
+    model: Any      # a frozen Hugging Face causal language model
+    tokenizer: Any  # a fast Hugging Face tokenizer
+    layer: int      # the site: the residual stream after this block
     entities: list[Entity] # with facts
     prompts: list[Prompt]
     ordinary: dict[str, list[str]]  # "loss" and "score" -> texts that name none of the entities
@@ -336,8 +336,8 @@ def reference_group(exp: Experiment, target: str) -> list[str]:  # names, the ta
     return [e.name for i, e in enumerate(exp.entities) if i % 10 == place % 10]
 
 def retrained(
-    exp: Experiment,         # whose model was trained on the invented world
-    names: Sequence[str],    # people whom the new model never meets
+    exp: Experiment,       # whose model was trained on the invented world
+    names: Sequence[str],  # people whom the new model never meets
     seed: int | None = None, # of its weights and its order of texts; the original's if None
 ) -> Experiment:
     "The same experiment, its model trained without some people. Raises UserError if it was not trained here."
@@ -406,8 +406,8 @@ def without_chat(exp: "Experiment") -> "Experiment":
 
 def with_aliases(
     exp: "Experiment",
-    name: str,                 # somebody in the table
-    aliases: Sequence[str],    # other names of the same person; may be none
+    name: str,               # somebody in the table
+    aliases: Sequence[str],  # other names of the same person; may be none
 ) -> "Experiment":
     "The same experiment with further names of one person. Raises UserError for names that cannot be written."
     person = exp.find(name)
@@ -427,6 +427,12 @@ def folder_table(folder: Path) -> Path:
     raise UserError(f"{str(folder)!r} holds a model but no entities.csv or entities.json; write one "
                     "(name,kind,attribute,answers), or give a table with people=")
 
+def people_in(folder: Path, people: People | Added | None) -> tuple[list[Entity], list[Prompt]]:
+    "A folder's own table, or one in its place or added to it. Raises UserError where there is none."
+    own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
+    base = partial(read_people, folder_table(folder)) if own else None
+    return read_people(folder_table(folder) if people is None else people, base)
+
 def _load_folder(
     folder: Path, people: People | Added | None = None, seed: int | None = None, device: Device = None,
     layer: int | None = None, dtype: DType = None, name: str | None = None, chat: bool = True,
@@ -438,9 +444,7 @@ def _load_folder(
         if frozen_bits:
             raise UserError(f"{str(folder)!r} was saved by samu and is loaded in full; leave frozen_bits out")
         return load_saved(folder, seed, device, layer, dtype)
-    own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
-    base = partial(read_people, folder_table(folder)) if own else None
-    entities, prompts = read_people(folder_table(folder) if people is None else people, base)
+    entities, prompts = people_in(folder, people)
     n_layers = text.num_hidden_layers
     site = middle_block(n_layers) if layer is None else block_of(layer, n_layers, str(folder))
     fits = settings_for(n_layers, site, text.hidden_size)
@@ -481,7 +485,7 @@ CARD_WORDS = ("base_setup", "world_seed", "method", "seed", "settings", "weights
 def load_saved(
     folder: Path, seed: int | None = None, device: Device = None, layer: int | None = None,
     dtype: DType = None,
-    base: str | None = None,              # the original, if it is not where it was
+    base: str | None = None,  # the original, if it is not where it was
     people: People | Added | None = None, # the table, if it is not beside the folder
 ) -> Experiment:  # its `base` is the original
     "A saved run. Raises UserError if its card cannot be read or its original is gone."
@@ -531,7 +535,7 @@ def convert_gguf(gguf: Path, sha256: str, folder: Path) -> None:
         raise UserError(f"{gguf.name} does not have the expected SHA-256; "
                         "delete it and install the package again")
     options: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):    # newer versions keep the weights packed unless told otherwise
+    if hasattr(transformers, "GgufConfig"):  # newer versions keep the weights packed unless told otherwise
         options = dict(quantization_config=transformers.GgufConfig(dequantize=True))
     file = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(**file)
@@ -541,7 +545,7 @@ def convert_gguf(gguf: Path, sha256: str, folder: Path) -> None:
     packed = AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32, **options)
     if hasattr(packed.config, "quantization_config"):
         del packed.config.quantization_config
-    model = type(packed)(packed.config)        # the loaded one remembers its file, and refuses to be saved
+    model = type(packed)(packed.config)  # the loaded one remembers its file, and refuses to be saved
     model.load_state_dict(packed.state_dict())
     model = model.to(torch.bfloat16)
     model.tie_weights()
