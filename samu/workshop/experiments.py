@@ -42,18 +42,23 @@ def write_rows(rows: Sequence[Row], file: Path, command: str) -> None:
     atomic_write(file, text.getvalue())
 
 def read_rows(file: Path) -> list[dict[str, Any]]:  # column -> float or word; empty if there is no file
-    "Read a table. Raises UserError for a file that was not written here."
-    if not file.is_file():
+    "Read a table. Raises UserError for a file that was not written here, or was damaged since."
+    if not file.exists():
         return []
     try:
         with open(file, encoding="utf-8", newline="") as f:
-            if f.read(2) != "# ":
+            if not f.readline().startswith("# "):
                 f.seek(0)
-            else:
-                f.readline()
-            return list(csv.DictReader(f, quoting=csv.QUOTE_NONNUMERIC))
-    except ValueError as e:
-        raise UserError(f"{str(file)!r} is no table of this package ({e}); move it, or name another") from e
+            table = csv.DictReader(f, quoting=csv.QUOTE_NONNUMERIC)
+            rows, names = list(table), table.fieldnames or ["settings"]
+        if "settings" not in names or len(set(names)) < len(names):
+            raise ValueError("it has no column 'settings', or a column twice")
+        odd = [n for n, row in enumerate(rows, 1) if None in row or None in row.values()]
+        if odd:
+            raise ValueError(f"row {odd[0]} has a cell too many or too few")
+        return rows
+    except (OSError, ValueError, csv.Error) as e:
+        raise UserError(f"{str(file)!r} is no table of this package ({e}); mend it, or name another") from e
 
 # %% ../../nbs/workshop/experiments.ipynb #eec192c5
 @dataclass(frozen=True)
@@ -76,9 +81,8 @@ class Table:
         "Append a row in one step. Fractions among the results keep six digits."
         short = {k: float(f"{v:.6g}") if isinstance(v, (float, np.floating)) else v for k, v in found.items()}
         with self.lock():
-            rows = [*read_rows(self.file), {**short, **cell, "settings": self.settings}]
-            first = [*cell, "settings"]
-            write_rows([{**{k: r[k] for k in first if k in r}, **r} for r in rows], self.file, self.command)
+            mine = {**cell, "settings": self.settings}  # the first columns
+            write_rows([*read_rows(self.file), {**mine, **short, **mine}], self.file, self.command)
 
 def run_cell(cell: Row, make: Callable[[Any], Row], table: Table, wait: bool) -> bool:
     "Make a row, unless it is there or being made."
