@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 import pandas as pd, torch
 from .workshop.auditing import (
-    LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words, left_open,
-    lines_figure, open_folder, page, plain_numbers, ratio_interval, saved_run)
+    FILES, LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words,
+    left_open, lines_figure, open_folder, page, plain_numbers, ratio_interval, saved_run)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
 from .workshop.measuring import Measurement, holding
@@ -44,8 +44,7 @@ ABOUT = (*SAID, *LOOKS)  # about the person, with the attacks
 
 # %% ../nbs/12_your_model.ipynb #6520b239
 def interval(
-    m: Measurement, name: str,  # of a metric
-    value: float,               # what it gave
+    m: Measurement, name: str, value: float,  # of a metric
 ) -> tuple[int, float, float] | None:  # questions, low, high; None for what is no share
     "How many questions stand behind a number, and how far it could be off."
     if name in KEPT:
@@ -182,9 +181,8 @@ def depth_figure(m: Measurement) -> Any:
     table = depth_table(m)
     names = {"layer": "block", "into": "its residuals in the original", "out_of": "the original's in it",
              "ignorant": "unknown names' in the original"}
-    n = f"{table.questions.max()} questions"
-    columns = table[list(names)].rename(columns=names)
-    return lines_figure(columns, "block", "Patches at the name", n, "after block")
+    rows, n = table[list(names)].rename(columns=names), f"{table.questions.max()} questions"
+    return lines_figure(rows, "block", "Patches at the name", n, "after block")
 
 def place_figure(m: Measurement) -> Any:
     "Where the name lies among others."
@@ -231,6 +229,8 @@ def audit(
     run = run if isinstance(run, Run) else saved_run(Path(run))
     with run.undone():
         asked = [measurement(run.exp, t, run, run.exp.world is not None) for t in run.targets]
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
     with holding(run), torch.no_grad(), threads_for(run.exp.model):
         report = report_of(run, [person(m) for m in asked], start)
         atomic_write(folder / "report.json", json.dumps(report, indent=1))
