@@ -15,10 +15,10 @@ from pathlib import Path
 from notebook_cases import called, code_cells, syntax_tree
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "names", "privacy", "batching", "lm"]
-WORKSHOP += ["chat", "invented", "setups", "sae_files", "statistics", "leaks", "targets", "loop", "clamping", "plots"]
-WORKSHOP += ["experiments", "measuring", "witnesses", "asking", "relearning", "attacking", "auditing", "benchmarks"]
-WORKSHOP += ["cards", "console", "course", "drawings", "explore", "latent_pages", "planning"]
+WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "names", "experiments", "privacy"]
+WORKSHOP += ["batching", "lm", "chat", "invented", "setups", "sae_files", "statistics", "leaks", "targets", "loop"]
+WORKSHOP += ["clamping", "plots", "measuring", "witnesses", "asking", "relearning", "attacking", "auditing"]
+WORKSHOP += ["benchmarks", "cards", "console", "course", "drawings", "explore", "latent_pages", "planning"]
 ABOVE = {"tuning": 7.5}  # workshop notebooks that stand on chapters, and the last of those
 FRONT_DOOR = {"load", "unlearn", "evaluate", "compare", "audit"}
 COLUMNS, CHAPTER, CELL, EXPORTED_CELL, FUNCTION, ROW = 110, 200, 15, 20, 30, 3

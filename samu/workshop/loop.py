@@ -24,10 +24,11 @@ from .store import UserError, digest, kept, key_of, samu_version, tensors_hash, 
 from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, encode, text_spans
+from .lm import adapter_files, add_lora, anatomy, answer_logprobs, check_output_folder
 from .lm import (
-    adapter_files, add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, load_lm,
-    logits, merge_lora, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
-from .privacy import forgotten_names, read_card, take_names_out, write_private
+    copy_weights_, float32_copies, load_config, load_lm, logits, merge_lora, optimizer_step, residuals,
+    residuals_at, save_lm, starting_at, trained_weights)
+from .privacy import forgotten_names, read_card, read_private, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
@@ -380,7 +381,8 @@ class Run:
         hf = _in_full(self)
         card, private = _run_card(self, hf), None
         if not keep_names:
-            card, private = take_names_out(card)
+            read_private(check_output_folder(folder, self.exp.folder))  # first of all
+            card, private = take_names_out(card, self.exp.entities)
         files = {"samu.json": json.dumps(card, indent=1).encode()}
         if self.config.lora_rank:
             files |= adapter_files(hf, self.original, self.changed, self.config.lora_rank)
