@@ -3,9 +3,11 @@
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -312,12 +314,20 @@ def test_unwritable_folders_are_refused_before_any_work(run, tmp_path, monkeypat
         audit(run, tmp_path / "new")
 
 
-def test_an_old_report_does_not_stay(tmp_path):
-    "It would lie beside a model that it is not about."
+def test_an_old_report_stays_only_where_an_audit_is_refused(tmp_path, monkeypatch):
+    "Later it would lie beside a model that it is not about."
     folder = open_folder(tmp_path / "a", None)
     for name in ("report.json", "audit.html"):
         (folder / name).write_text("old")
-    assert not [p.name for p in open_folder(folder, None).glob("[ra]*")]
+    with pytest.raises(UserError, match="no samu.json"):
+        audit(tmp_path / "nowhere", folder)
+    assert len(list(folder.glob("[ra]*"))) == 2
+    stand_in = SimpleNamespace(targets=(), undone=nullcontext)
+    monkeypatch.setattr(chapter, "saved_run", lambda folder: stand_in)
+    monkeypatch.setattr(chapter, "holding", never)
+    with pytest.raises(AssertionError, match="work was begun"):
+        audit(tmp_path / "model", folder)
+    assert not list(folder.glob("[ra]*"))
 
 
 def test_numbers_that_json_has_not():

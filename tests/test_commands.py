@@ -130,7 +130,7 @@ def test_settings_are_checked_before_anything_is_asked(samu, setup):
 
 def test_an_option_that_would_do_nothing_is_refused(samu, setup):
     for command, says in ((("unlearn", tiny.people(40)[3], "--in-turn"), "--in-turn is for several people"),
-                          (("entities", "--only"), "--only takes the table of --people")):
+                          (("entities", "--only"), "--only is for a table of your own")):
         code, out, err = samu(*command, "--setup", setup)
         assert code == 2 and says in err and len(err.splitlines()) == 1, err[-2000:]
 

@@ -263,7 +263,7 @@ def test_where_the_original_recalls_nothing_a_ratio_is_nan_with_a_note(name):
 
 def test_an_empty_group_is_not_measured():
     row = measured(made_up({}, {}), ["retain_ratio", "recall_left"])
-    assert nan(row["retain_ratio"]) and "no neighbours" in row["notes"]
+    assert nan(row["retain_ratio"]) and "no one to ask" in row["notes"]
     assert nan(row["recall_left"])
 
 

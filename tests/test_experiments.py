@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from samu.workshop.experiments import read_rows, run_grid, write_rows
+from samu.workshop.measuring import fill_grid
 from samu.workshop.store import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +114,44 @@ def test_what_cannot_be_read_or_written_is_a_user_error(tmp_path):
     assert not make.made
 
 
+@pytest.mark.parametrize("text, says", [
+    ('"target","recall"\n"Ann",0.5\n', "no column 'settings'"),
+    ('"target","settings","settings"\n"Ann","s","s"\n', "a column twice"),
+    ('"target","settings"\n"Ann","s"\n"Bob","s",1\n', "row 2 has a cell too many or too few"),
+    ('# how\n"target","settings","recall"\n"Ann","s"\n', "row 1 has a cell too many or too few"),
+])
+def test_a_table_edited_by_hand_is_refused_before_any_work(tmp_path, text, says):
+    file, make = tmp_path / "rows.csv", Counting()
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"{says}.*; mend it, or name another"):
+        run_grid(cells_for("a"), make, file, "s")
+    assert not make.made and file.read_text() == text
+
+
+@pytest.mark.parametrize("column", ["target", "perplexity"])
+def test_a_column_taken_out_by_hand_is_missed(tmp_path, column):
+    exp = SimpleNamespace(id="e", name="m", layer=0, seed=0, dtype="torch.float32", settings={})
+    file, made = tmp_path / "rows.csv", []
+
+    def make(exp, cell, metrics, gold):
+        return made.append(cell) or dict(perplexity=1.0)
+
+    def fill():
+        fill_grid(exp, [([dict(target="a")], [])], make, ["perplexity"], False, file, 1, "")
+    fill()
+    write_rows([{k: v for k, v in r.items() if k != column} for r in read_rows(file)], file, "")
+    with pytest.raises(UserError, match=f"lacks the column '{column}'; put it back"):
+        fill()
+    assert len(made) == 1
+
+
+def test_a_folder_is_no_table(tmp_path):
+    make = Counting()
+    with pytest.raises(UserError, match="no table of this package .*Is a directory"):
+        run_grid(cells_for("a"), make, tmp_path, "s")
+    assert not make.made
+
+
 def test_a_failing_cell_leaves_the_others(tmp_path):
     def fails(cell):
         if cell["target"] == "b":
@@ -183,5 +223,5 @@ def test_workers_make_the_same_table(tmp_path):
 
 def test_rows_may_differ_in_columns(tmp_path):
     file = tmp_path / "rows.csv"
-    write_rows([{"a": 1.0}, {"b": "x"}], file, "")
-    assert read_rows(file) == [{"a": 1.0, "b": ""}, {"a": "", "b": "x"}]
+    write_rows([{"a": 1.0, "settings": "s"}, {"b": "x", "settings": "s"}], file, "")
+    assert [list(r.values()) for r in read_rows(file)] == [[1.0, "s", ""], ["", "s", "x"]]

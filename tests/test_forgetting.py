@@ -18,7 +18,7 @@ from samu.recall_side import injections_for, recall_loss
 from samu.residuals import NameResiduals
 from samu.workshop.batching import answer_spans, batches, text_spans
 from samu.workshop.lm import weights_kept
-from samu.workshop.loop import History, SiteReader, configure, run_key
+from samu.workshop.loop import History, SiteReader, configure, load_methods, run_key
 from samu.workshop.privacy import read_card
 from samu.workshop.registry import METHODS, OBJECTIVES, RETAIN, Method, UserError
 from samu.workshop.setups import LoopConfig, Settings, biographies_settings, load
@@ -35,7 +35,8 @@ def task(exp):
 
 @pytest.fixture(autouse=True)
 def registries():
-    "What a test registers is gone afterwards."
+    "What a test registers is gone afterwards, and what chapters register stays."
+    load_methods()
     before = [(r, dict(r), dict(r.owners)) for r in (OBJECTIVES, METHODS, RETAIN)]
     yield
     for r, entries, owners in before:

@@ -82,7 +82,8 @@ def test_together(exp, tasks, people):
 def test_those_forgotten_before_are_half_of_each_loss(exp, tasks, people):
     "And the pool of retained texts grows, without anybody who has been forgotten."
     method = replace(
-        method_named("triplet"), prepare=lambda task: lambda step: torch.tensor(float(len(task.targets)))
+        method_named("triplet"),
+        prepare=lambda task: lambda step: torch.tensor(float(len(task.targets)), requires_grad=True),
     )
     turns = many.turns_of(tasks, method)
     assert [loss(0).item() for loss, _ in turns] == [1.0, 1.0, 1.5]

@@ -29,12 +29,13 @@ def test_another_name_is_nobody_elses(tmp_path):
                     '{"name": "Bruno Falk", "kind": "person", "alias": "Boss", "facts": {"town": "Bern"}}]', "utf-8")
     both = tables.read_entities(file)
     assert both[0].aliases == ("Zoe Q.", "Boss") and tables.find_entity(both, "zoe q.", "x") is both[0]
-    with pytest.raises(UserError, match="may be 'Zoë Quist' or 'Bruno Falk'"):
-        tables.find_entity(both, "Boss", "x")
-    tables.check_names(both, tiny.tokenizer())
-    taken = tables.aliased(both[0], ["BRUNO  Falk"])
-    with pytest.raises(UserError, match="'Bruno Falk' is in the table, too"):
-        tables.check_names([taken, both[1]], tiny.tokenizer())
+    with pytest.raises(UserError, match="'Boss' is no other name of 'Bruno Falk': 'Zoë Quist' has it"):
+        tables.check_names(both, tiny.tokenizer())
+    for mine, other in (("BRUNO  Falk", "B."), ("Brúno Falk.", "B."), ("Frau Q", "Fraü Q.")):
+        pair = [tables.aliased(e, [alias]) for e, alias in zip(both, (mine, other))]
+        with pytest.raises(UserError, match="is no other name of"):
+            tables.check_names(pair, tiny.tokenizer())
+    tables.check_names([tables.aliased(both[0], ["Zoe Quist", "☺"]), tables.aliased(both[1], ["☹"])], tiny.tokenizer())
 
 
 def test_other_encodings_are_refused_in_a_line(tmp_path):

@@ -3,10 +3,12 @@ import json
 import stat
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from samu.workshop import privacy as p
-from samu.workshop.store import UserError, cache_folder, find_many, keep_many
+from samu.workshop import loop, privacy as p
+from samu.workshop.experiments import read_rows, write_rows
+from samu.workshop.store import UserError, atomic_write, cache_folder, find_many, keep_many
 from samu.workshop.tables import Entity
 
 MARY = Entity("Zoë Quist", "person", dict(town=("Ulm", "Neu-Ulm"), job=("glassblower",), team=("St",)))
@@ -35,7 +37,8 @@ def results(tmp_path):
                 entities=[dict(name=e.name, kind=e.kind, facts=e.facts) for e in (MARY, OTHER)])
     (out / "model" / "samu.json").write_text(json.dumps(card))
     (out / "report.json").write_text(json.dumps(dict(target=["Zoë Quist"])))
-    (out / "rows.csv").write_text('# how\n"target","settings"\n"Zoë Quist",0\n"Bruno Falk",0\n')
+    rows = [dict(target=e.name, job="potter", settings="ab", recall=0.5) for e in (MARY, OTHER)]
+    write_rows(rows, out / "rows.csv", "how")
     (out / "figure.png").write_bytes(b"\x89PNG")
     (out / "own.txt").write_text("my notes on zoe quist")
     (out / "theirs").mkdir()
@@ -46,7 +49,7 @@ def results(tmp_path):
 
 def ship(model):
     "What `Run.save` does to a card."
-    card, private = p.take_names_out(json.loads((model / "samu.json").read_text()))
+    card, private = p.take_names_out(json.loads((model / "samu.json").read_text()), [])
     (model / "samu.json").write_text(json.dumps(card))
     p.write_private(model, card["salt"], private)
 
@@ -71,6 +74,47 @@ def test_nothing_is_left_that_is_not_named(cache, results):
     assert card["forgotten"] == ["Bruno Falk"] and [e["name"] for e in card["entities"]] == ["Bruno Falk"]
 
 
+def test_rows_of_others_stay_a_table(cache, results):
+    "They were written without quotes, so that no comparison could read them, and the next purge took all."
+    for person in (MARY, replace(OTHER, name="Ana Bell")):
+        p.purge(person.name, [MARY, OTHER], [results])
+    [row] = read_rows(results / "rows.csv")
+    assert row == dict(target="Bruno Falk", job="potter", settings="ab", recall=0.5)
+    own = "name;settings;\"settings\"\nZoë Quist;1;2\n"
+    (results / "mine.csv").write_text(own)
+    done = {Path(f.place).name: f.done for f in p.purge("Zoë Quist", [MARY], [results])}
+    assert (results / "mine.csv").read_text() == own and "no table of this package" in done["mine.csv"]
+
+
+def test_who_shares_an_answer_or_a_part_of_the_name_stays(cache, tmp_path):
+    table = [Entity(n, "person", dict(job=("cook",))) for n in ("Ann Lee", "Bob Ray", "Ann Lee Smith")]
+    cards = {f"{n:x}" * 16: dict(forgotten=[e.name], entities=[vars(e) for e in table])
+             for n, e in enumerate(table)}
+    (tmp_path / "private.json").write_text(json.dumps(cards))
+    for e in table:
+        place = tmp_path / e.name
+        place.mkdir()
+        atomic_write(place / "report.json", json.dumps(dict(target=e.name, said=" cook")))
+        (place / "figure.png").write_bytes(b"\x89PNG")
+        (place / ".samu").write_text("figure.png\nreport.json\n")
+    write_rows([dict(target=e.name, settings="ab") for e in table], tmp_path / "rows.csv", "")
+    found = {f.place: f.done for f in p.purge("Ann Lee", table, [tmp_path])}
+    left = json.loads((tmp_path / "private.json").read_text())
+    assert [c["forgotten"] for c in left.values()] == [[], ["Bob Ray"], ["Ann Lee Smith"]]
+    assert all([e["name"] for e in c["entities"]] == ["Bob Ray", "Ann Lee Smith"] for c in left.values())
+    assert [r["target"] for r in read_rows(tmp_path / "rows.csv")] == ["Bob Ray", "Ann Lee Smith"]
+    stays = [f.parent.name for kind in ("report.json", "figure.png") for f in sorted(tmp_path.rglob(kind))]
+    assert stays == ["Ann Lee Smith", "Bob Ray"] * 2
+    assert found[str(tmp_path / "Ann Lee Smith" / "report.json")] == p.LONGER
+
+
+def test_what_cannot_be_read_is_left(cache, results):
+    (results / "private.json").write_text('["Zoë Quist"]')
+    (results / "rows.csv").write_text('"target","settings"\n"Zoë Quist","ab"\n"Bruno Falk"\n')
+    done = {Path(f.place).name: f.done for f in p.purge("Zoë Quist", [MARY], [results])}
+    assert "left" in done["private.json"] and "row 2 has a cell too many or too few" in done["rows.csv"]
+
+
 def test_a_missing_folder_is_refused_before_anything_is_deleted(cache, tmp_path):
     with pytest.raises(UserError, match="no folder"):
         p.purge("Zoë Quist", [MARY], [tmp_path / "nowhere"])
@@ -79,7 +123,8 @@ def test_a_missing_folder_is_refused_before_anything_is_deleted(cache, tmp_path)
 
 def test_other_scripts():
     table = [Entity("山田太郎", "person", dict(town=("東京",), job=("画家",)))]
-    terms = p.terms_of("山田太郎", table)
+    names, answers = p.terms_of("山田太郎", table)
+    terms = names + answers
     assert p.holds("答えは山田太郎さんです", terms) and p.holds("彼は東京にいる", terms)
 
 
@@ -87,7 +132,7 @@ def test_what_others_keep_beside_the_cache_is_not_read(cache):
     "Whoever points SAMU_CACHE to a folder with other things in it loses none of them."
     assert not [f for f in p.purge("To My", [Entity("To my", "person")]) if f.done == "removed"]
     assert (cache / "thesis" / "acknowledgements.tex").is_file()
-    assert p.terms_of("Bo", [Entity("Bo", "p", dict(town=("St", "Ulm")))]) == ["bo", "ulm"]
+    assert p.terms_of("Bo", [Entity("Bo", "p", dict(town=("St", "Ulm")))]) == (["bo"], ["ulm"])
     with pytest.raises(UserError, match="no letter"):
         p.purge(" ?! ", [])
 
@@ -97,6 +142,35 @@ def test_a_damaged_file_of_names_is_refused(results):
     for act in (lambda: ship(results / "model"), lambda: p.read_card(results / "model")):
         with pytest.raises(UserError, match="private.json' is damaged.*put a copy back"):
             act()
+
+
+def test_another_programs_private_json_is_not_written_to(results):
+    mine = json.dumps(dict(api_key="secret", port=1))
+    (results / "private.json").write_text(mine)
+    with pytest.raises(UserError, match="samu did not write .*private.json'; move it"):
+        ship(results / "model")
+    assert (results / "private.json").read_text() == mine
+
+
+@pytest.mark.parametrize("mine", ['{"api_key": "secret"}', '{"db": {"user": "me"}}', "[1]"])
+def test_a_run_is_not_saved_beside_another_programs_private_json(tmp_path, monkeypatch, mine):
+    "The model was written first, and without its names where the file held a list."
+    exp = SimpleNamespace(applied="r", frozen_bits=None, folder=None, model=None, tokenizer=None, entities=[])
+    run = loop.Run(exp, ("Ana Bell",), "ga", loop.LoopConfig(), 0, None, 0, 0, 0, {}, {}, None, "r")
+    card = dict(weights_sha256="ab" * 32, forgotten=["Ana Bell"])
+    monkeypatch.setattr(loop, "_run_card", lambda run, hf: card)
+    monkeypatch.setattr(loop, "save_lm", lambda *_: pytest.fail("it was saved"))
+    (tmp_path / "private.json").write_text(mine)
+    with pytest.raises(UserError, match="private.json"):
+        run.save(tmp_path / "model")
+    assert (tmp_path / "private.json").read_text() == mine and not (tmp_path / "model").exists()
+
+
+def test_two_names_of_one_hash_are_not_taken_out(results):
+    card = json.loads((results / "model" / "samu.json").read_text())
+    with pytest.raises(UserError, match="cannot tell 'Zoë Quist' from 'Zoe Quist'; save with the names"):
+        p.take_names_out(card, [MARY, OTHER, replace(MARY, name="Zoe Quist")])
+    p.take_names_out(card, [MARY, OTHER, replace(MARY, name="Ana Bell"), replace(MARY, name="Ána Bell")])
 
 
 def test_only_the_owner_reads_what_names_people(cache, results):

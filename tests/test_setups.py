@@ -176,7 +176,7 @@ def test_a_saved_run_that_cannot_be_loaded_says_why(model, tmp_path):
     out = saved(load(str(model)), tmp_path / "out")
     card = json.loads((out / "samu.json").read_text())
     older = {k: v for k, v in card.items() if k != "table_hash"}
-    for text, says in (("{", "is damaged"), ("{}", "lacks 'base_setup'"), ("[1]", "holds no object"),
+    for text, says in (("{", "is damaged"), ("{}", "lacks 'base_setup'"), ("[1]", "is damaged"),
                        (json.dumps(older), "lacks 'table_hash'.*forget again"),
                        (json.dumps({**card, "settings": {}}), "lacks 'steps_taken'"),
                        (json.dumps({**card, "base_setup": "/gone"}), "is not at '/gone' any more"),

@@ -181,6 +181,8 @@ def test_fifty_kills(cache):
     assert found["drafts"] > 0, "no kill came in the middle of a draft"
     assert found["written"] > 150
     assert "tensors" in set(entries()["kind"])
+    for draft in cache.rglob(".draft-*"):
+        os.utime(draft, (0, 0))
     clear()
     assert len(entries()) == 0 and not list(cache.rglob(".draft-*"))
 
@@ -219,13 +221,32 @@ def test_clear_spares_folders_of_others(cache):
     (cache / "photos").mkdir(parents=True)
     (cache / "photos" / "cat.png").write_text("meow")
     cache_folder("photos")
-    cache_folder("saes", "abc")
+    (cache / "target").mkdir()
+    (cache / "target" / store.TAG).write_text(store.TAG_TEXT.splitlines()[0] + "\n# This is of cargo.\n")
+    (cache_folder("saes", "abc") / "weights").touch()
     keep_many("answers", {"a": 1})
     assert list(entries()["kind"]) == ["answers", "saes"]
     with pytest.raises(UserError, match="photos"):
         clear("photos")
     clear()
     assert (cache / "photos" / "cat.png").is_file() and len(entries()) == 0
+    assert (cache / "target" / store.TAG).is_file()
+
+
+def test_clear_beside_a_command_that_is_writing(cache):
+    "A cleared folder lost its tag for good: neither `samu cache` nor `samu purge` saw what was put into it."
+    def make():
+        clear()
+        return {"w": torch.ones(2)}
+    kept("run", "k", make, tensors=True)
+    assert list(entries()["kind"]) == ["run"] and store.kept_folders() == [cache / "run"]
+    with atomic_folder(cache_folder("saes") / "a") as draft:
+        (draft / "config.json").touch()
+        clear()
+        (draft / "weights").touch()
+    assert sorted(f.name for f in (cache / "saes" / "a").iterdir()) == ["config.json", "weights"]
+    clear()
+    assert len(entries()) == 0
 
 
 def test_atomic_folder_keeps_the_first_and_lets_errors_through(tmp_path):

@@ -148,10 +148,8 @@ def _others(names: Sequence[str], pattern: str) -> list[str]:
     "Names in which a pattern does not occur."
     return [n for n in names if not re.search(pattern, n)]
 
-def load_tokenizer(
-    folder: str | Path,  # a Hugging Face folder, or the name of a model on a hub
-) -> Any:                # a tokenizer of transformers
-    "Read a model's tokenizer alone. Raises UserError."
+def load_tokenizer(folder: str | Path) -> Any:
+    "Read the tokenizer of a folder, or of a model on a hub. Raises UserError."
     return _read(AutoTokenizer, folder)
 
 # %% ../../nbs/workshop/lm.ipynb #38278810
@@ -205,11 +203,7 @@ def settled(hf: PreTrainedModel) -> PreTrainedModel:
             m.support_avx512bf16_for_cpu = False  # this kernel of bitsandbytes lets no gradient through
     return hf
 
-def check_fits(
-    hf: PreTrainedModel,
-    tokenizer: Any,
-    texts: Sequence[str],  # that the model will read
-) -> None:
+def check_fits(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> None:
     "Raise UserError for a tokenizer that writes tokens which the model does not have."
     rows = anatomy(hf).embed.weight.shape[0]
     highest = max([pad_id(tokenizer), *(i for ids, _ in encode(tokenizer, texts) for i in ids)])

@@ -23,10 +23,11 @@ from .store import UserError, digest, kept, key_of, samu_version, tensors_hash, 
 from .runtime import Timer
 from .tables import Entity, Question
 from .batching import Batch, answer_spans, batches, encode, text_spans
+from .lm import adapter_files, add_lora, anatomy, answer_logprobs, check_output_folder
 from .lm import (
-    adapter_files, add_lora, anatomy, answer_logprobs, copy_weights_, float32_copies, load_config, load_lm,
-    logits, merge_lora, needs, optimizer_step, residuals, residuals_at, save_lm, starting_at, trained_weights)
-from .privacy import forgotten_names, read_card, take_names_out, write_private
+    copy_weights_, float32_copies, load_config, load_lm, logits, merge_lora, needs, optimizer_step, residuals,
+    residuals_at, save_lm, starting_at, trained_weights)
+from .privacy import forgotten_names, read_card, read_private, take_names_out, write_private
 from .setups import Experiment, LoopConfig, Settings, experiment_card
 from .targets import FrozenActivations, joined_activations
 
@@ -54,16 +55,17 @@ def method_named(name: str) -> Method:
 
     return Method(name, prepare, about=f"{name} on the residuals at the target's name")
 
-def one_number(name: str, loss: Any) -> Tensor:  # []
+def one_number(name: str, loss: Any, grad: bool = False) -> Tensor:  # []
     "A loss. Raises UserError for what cannot be trained."
-    if not isinstance(loss, Tensor) or loss.ndim or torch.is_grad_enabled() > loss.requires_grad:
+    if not isinstance(loss, Tensor) or loss.ndim or grad > loss.requires_grad:
         raise UserError(f"{name!r} must give a tensor of one number, with a gradient, not {loss!r:.60}")
     return loss
 
 def loss_of(task: Any, method: Method) -> Callable[[int], Tensor]:
-    "Step -> the forget loss of a task, checked."
+    "Step -> the checked forget loss."
     loss = method.prepare(task)
-    return lambda step: one_number(method.name, loss(step) if callable(loss) else loss)
+    return lambda step: one_number(
+        method.name, loss(step) if callable(loss) else loss, torch.is_grad_enabled())
 
 # %% ../../nbs/workshop/loop.ipynb #a66d2e3b
 LEAST, MOST = dict(steps=1, check_every=1, batch_tokens=1, stop_at=-1e6), dict(keep_fraction=1)
@@ -388,7 +390,8 @@ class Run:
         hf = _in_full(self)
         card, private = _run_card(self, hf), None
         if not keep_names:
-            card, private = take_names_out(card)
+            read_private(check_output_folder(folder, self.exp.folder))  # first of all
+            card, private = take_names_out(card, self.exp.entities)
         files = {"samu.json": json.dumps(card, indent=1).encode()}
         if self.config.lora_rank:
             files |= adapter_files(hf, self.original, self.changed, self.config.lora_rank)

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from .batching import answer_spans, batches, name_spans
-from .experiments import run_grid
+from .experiments import read_rows, run_grid
 from .lm import perplexity as perplexity_of, residuals_by_layer, token_logprobs
 from .registry import METHODS, METRICS, OBJECTIVES, SETUPS, metric, whole
 from .runtime import matmul_dtype, threads_for
@@ -365,9 +365,12 @@ def fill_grid(
         refuse_unseen([exp.name, *metrics, *(str(c.get("method")) for cells, _ in groups for c in cells)])
         options = exp.name, None, exp.seed, None, exp.layer, str(exp.dtype)
         elsewhere = GridRow(make, (exp.id, sae_digest(exp.sae)), options, exp.settings, tuple(metrics), gold)
-    parts = []
-    for cells, code in groups:
-        settings = grid_settings(exp, metrics, code, gold)
+    parts, digests = [], [grid_settings(exp, metrics, code, gold) for _, code in groups]
+    mine = [r for r in read_rows(Path(file)) if r["settings"] in digests] if file else []
+    lost = [c for c in (*dict(*groups[0][0][:1]), *metrics) if mine and c not in mine[0]]
+    if lost:
+        raise UserError(f"{str(file)!r} lacks the column {lost[0]!r}; put it back, or name another file")
+    for (cells, _), settings in zip(groups, digests, strict=True):
         row = elsewhere or (lambda cell: make(exp, cell, metrics, gold))
         parts.append(run_grid(cells, row, file, settings, command, workers))
     return pd.concat(parts, ignore_index=True)

@@ -355,7 +355,7 @@ def sketch(
         return load(setup, people, layer=layer)
     place = str(expanded(setup)) if expanded(setup).is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
-    given = people is not None or Path(place).is_dir()
+    given = people is not None or any(Path(place).glob("entities.*"))
     entities, prompts = people_in(Path(place), people) if given else (real_entities(), real_prompts())
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)

@@ -9,12 +9,11 @@ __all__ = ['T', 'STORE_VERSION', 'TAG', 'TAG_TEXT', 'OURS', 'LOCK', 'TABLE', 'ca
 import contextlib, functools, json, os, shutil, sqlite3, sys, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from .digests import code_digest as code_digest, code_text as code_text, digest as digest
 from .digests import file_hash as file_hash, key_of as key_of, tensors_hash as tensors_hash
 from .registry import UserError as UserError, expanded
-if TYPE_CHECKING:
-    import pandas as pd
+
 T = TypeVar("T")
 STORE_VERSION = 1  # part of every key: raise it when what is kept changes its meaning
 
@@ -22,9 +21,7 @@ STORE_VERSION = 1  # part of every key: raise it when what is kept changes its m
 TAG = "CACHEDIR.TAG"
 TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Kept by samu, which can make it again.\n"
 
-def cache_folder(
-    *parts: str,  # folders below it; the first is the kind of what is kept there
-) -> Path:
+def cache_folder(*parts: str) -> Path:  # the first part is the kind of what is kept there
     "A folder for what is kept; made if need be. Raises UserError if it cannot be made or written."
     import platformdirs
     root = expanded(os.environ.get("SAMU_CACHE") or platformdirs.user_cache_dir("samu"))
@@ -84,10 +81,7 @@ def listed(folder: Path) -> set[str]:
     return set(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else set()
 
 def atomic_write(file: str | Path, data: bytes | str) -> None:
-    """Write a small file, or replace it, in one step. Text becomes UTF-8, with its line ends as they are.
-
-    What UTF-8 cannot hold, such as an odd byte in a file's name, is escaped as JSON does it.
-    """
+    "Write a small file in one step. Text becomes UTF-8; what that cannot hold is escaped as JSON does it."
     with _atomic_file(file) as draft:
         draft.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
@@ -190,7 +184,7 @@ def kept(
     return found[key]
 
 def kept_tensors(kind: str, key: str | None, make: Callable[[], Any]) -> Any:
-    "`kept` for a dictionary of tensors; the parameters are those of `kept`."
+    "`kept` for a dictionary of tensors."
     from safetensors import SafetensorError, safe_open
     file = cache_folder(kind) / f"{full_key(key)}.safetensors" if key else None
     if file and file.is_file():
@@ -210,31 +204,35 @@ def kept_tensors(kind: str, key: str | None, make: Callable[[], Any]) -> Any:
 # %% ../../nbs/workshop/store.ipynb #978906ee
 def kept_folders() -> list[Path]:
     "Folders in the cache that this package has made."
-    return sorted(f.parent for f in cache_folder().glob(f"*/{TAG}"))
+    return sorted(f.parent for f in cache_folder().glob(f"*/{TAG}") if b"Kept by samu" in f.read_bytes())
 
-def entries() -> "pd.DataFrame":  # kind, entries, megabytes, newest (local time)
+def entries() -> Any:  # a DataFrame: kind, entries, megabytes, newest (local time)
     "What is kept, one row for each kind."
     import pandas as pd
     query = "SELECT kind, COUNT(*), SUM(LENGTH(value)) / 1e6, MAX(made) FROM kept GROUP BY kind"
     with database() as connection:
         rows = connection.execute(query).fetchall()
     for folder in kept_folders():
-        files = [f.stat() for f in folder.rglob("*") if f.is_file()]
+        files = [f.stat() for f in folder.rglob("*") if f.is_file() and f.name != TAG]
         count = sum(f.name != TAG and not f.name.startswith(".draft-") for f in folder.iterdir())
-        rows.append((folder.name, count, sum(s.st_size for s in files) / 1e6, max(s.st_mtime for s in files)))
+        if files:
+            size, newest = sum(s.st_size for s in files) / 1e6, max(s.st_mtime for s in files)
+            rows.append((folder.name, count, size, newest))
     frame = pd.DataFrame(rows, columns=["kind", "entries", "megabytes", "newest"])
     total = {"entries": "sum", "megabytes": "sum", "newest": "max"}
     frame = frame.groupby("kind", as_index=False).agg(total).round({"megabytes": 1})
     return frame.assign(newest=[time.strftime("%Y-%m-%d %H:%M", time.localtime(t)) for t in frame["newest"]])
 
 def clear(kind: str | None = None) -> None:
-    "Delete what is kept; folders of others stay. Raises UserError for a kind that is not there."
+    "Delete what is kept, but drafts of the last day. Raises UserError for a kind that is not there."
     kinds = list(entries()["kind"])
     if kind is not None and kind not in kinds:
         raise UserError(f"nothing of kind {kind!r} is kept; choose from {', '.join(kinds) or 'none'}")
     with database() as connection:
         connection.execute("DELETE FROM kept WHERE kind = ? OR ? IS NULL", [kind, kind])
         connection.execute("VACUUM")
-    for folder in kept_folders():
-        if kind in (None, folder.name):
-            shutil.rmtree(folder)
+    for file in (f for folder in kept_folders() if kind in (None, folder.name) for f in folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # a draft that has just become whole
+            fresh = file.name.startswith(".draft-") and time.time() - file.stat().st_mtime < 86_400
+            if file.name != TAG and not fresh:
+                (shutil.rmtree if file.is_dir() else os.unlink)(file)

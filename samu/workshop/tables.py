@@ -187,18 +187,14 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 # %% ../../nbs/workshop/tables.ipynb #87585c19
-def aliased(
-    entity: Entity,
-    aliases: Iterable[str],  # may be empty
-) -> Entity:
+def aliased(entity: Entity, aliases: Iterable[str]) -> Entity:
     "The entity with its other names, if it has any."
     found = tuple(dict.fromkeys(a for a in aliases if a != entity.name))
     return AliasedEntity(entity.name, entity.kind, entity.facts, found) if found else entity
 
 def parted(
-    entity: Entity,
-    kept: Sequence[str],      # attributes that stay; may be empty
-) -> tuple[Entity, Entity]:   # with what is to be forgotten, and with what stays
+    entity: Entity, kept: Sequence[str],
+) -> tuple[Entity, Entity]:  # with what is to be forgotten, and with what stays
     "Tell facts that stay from the others. Raises UserError for one that is not there, or if no other is."
     for attribute in kept:
         if attribute not in entity.facts:
@@ -211,9 +207,7 @@ def parted(
                         "keep fewer")
     return replace(entity, facts=go), replace(entity, facts=stay)
 
-def refuse_repeated(
-    entity: Entity,  # to be forgotten
-) -> None:
+def refuse_repeated(entity: Entity) -> None:
     "Raise UserError for an answer that is a part of the name: who repeats the name would seem to know it."
     for attribute, answers in entity.facts.items():
         for answer in answers:
@@ -318,8 +312,7 @@ PHRASINGS = (
 )
 
 def with_added(
-    base: tuple[Sequence[Entity], Sequence[Prompt]],   # a table and its prompts
-    added: tuple[Sequence[Entity], Sequence[Prompt]],  # more people; who is in both has the facts of these
+    base: tuple[Sequence[Entity], Sequence[Prompt]], added: tuple[Sequence[Entity], Sequence[Prompt]],
 ) -> tuple[list[Entity], list[Prompt]]:
     """Two tables as one. Where the base asks for a fact of this kind, plain phrasings are left out.
 
@@ -353,12 +346,12 @@ def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None
 
 # %% ../../nbs/workshop/tables.ipynb #f0e9534e
 def check_names(entities: Sequence[Entity], tokenizer: Any) -> None:
-    "Raise UserError for a name that the tokenizer cannot write, and an alias that is another one's name."
-    owners = {tidy(e.name).casefold(): e.name for e in entities}
+    "Raise UserError for a name that the tokenizer cannot write, and an alias that is a name of another one."
+    owners = {plain(tidy(e.name)): e.name for e in entities}
     for e, alias in ((e, a) for e in entities for a in e.aliases):
-        owner = owners.get(tidy(alias).casefold(), e.name)
+        owner = owners.setdefault(plain(tidy(alias)) or alias, e.name)
         if owner != e.name:
-            raise UserError(f"{alias!r} cannot be another name of {e.name!r}: {owner!r} is in the table, too")
+            raise UserError(f"{alias!r} is no other name of {e.name!r}: {owner!r} has it; take it out")
     for name in (n for e in entities for n in (e.name, *e.aliases)):
         ids = tokenizer(name, add_special_tokens=False)["input_ids"]
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
@@ -368,12 +361,9 @@ def check_names(entities: Sequence[Entity], tokenizer: Any) -> None:
 def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     "The entity called `name`. Raises UserError with the nearest names for one that is not there."
     wanted = tidy(name).casefold()
-    by_name = [e for e in entities if wanted == tidy(e.name).casefold()]
-    found = by_name[:1] or [e for e in entities if wanted in [tidy(n).casefold() for n in e.aliases]]
-    if len({e.name for e in found}) > 1:
-        raise UserError(f"{name!r} may be {' or '.join(repr(e.name) for e in found)}; give the whole name")
-    if found:
-        return found[0]
+    for e in entities:
+        if wanted in [tidy(n).casefold() for n in (e.name, *e.aliases)]:
+            return e
     near = difflib.get_close_matches(tidy(name), [e.name for e in entities], n=3, cutoff=0.5)
     hint = f"samu entities --setup {setup} lists them"
     if near:
