@@ -43,7 +43,7 @@ ABOUT = (*SAID, *LOOKS)  # about the person, with the attacks
 
 # %% ../nbs/12_your_model.ipynb #6520b239
 def interval(
-    m: Measurement, name: str, value: float,  # of a metric
+    m: Measurement, name: str, value: float,  # a metric's name, and what it gave
 ) -> tuple[int, float, float] | None:  # questions, low, high; None for what is no share
     "How many questions stand behind a number, and how far it could be off."
     if name in KEPT:

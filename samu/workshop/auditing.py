@@ -35,7 +35,10 @@ from .tables import is_right
 
 # %% ../../nbs/workshop/auditing.ipynb #1b906aaa
 def check_card(
-    folder: Path, card: Mapping[str, Any], weights: Mapping[str, Tensor], base: Experiment,
+    folder: Path,
+    card: Mapping[str, Any],       # samu.json
+    weights: Mapping[str, Tensor], # of the saved model
+    base: Experiment,              # the original
 ) -> None:
     "Raises UserError if the weights, the original or the table are not as recorded."
     dtype = load_config(folder).dtype
@@ -48,14 +51,20 @@ def check_card(
         raise UserError(f"{str(folder)!r} was made with another table of people or prompts than that of "
                         f"{base.name!r}; put that table back, or forget again")
 
-def card_config(settings: Mapping[str, Any]) -> LoopConfig:
+def card_config(
+    settings: Mapping[str, Any],  # of samu.json
+) -> LoopConfig:
     "The settings of the loop that a card records."
     known = {f.name for f in fields(LoopConfig)}
     found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return LoopConfig(**{k: v for k, v in found.items() if k in known})
 
 # %% ../../nbs/workshop/auditing.ipynb #525bcf3c
-def saved_run(folder: Path, chat: bool = True, **where: Any) -> Run:  # not in the model yet
+def saved_run(
+    folder: Path,           # written by `Run.save`
+    chat: bool = True,      # False: ask without the chat template
+    **where: Any,           # `base` and `people`, as in `load_saved`
+) -> Run:                   # not in the model yet
     "A saved run on its original model. Raises UserError for another folder, or one that is not as recorded."
     if not (folder / "samu.json").is_file():
         raise UserError(f"{str(folder)!r} holds no model saved by samu (no samu.json); give the folder that "
@@ -78,7 +87,10 @@ def saved_run(folder: Path, chat: bool = True, **where: Any) -> Run:  # not in t
 # %% ../../nbs/workshop/auditing.ipynb #9e01992a
 FILES = ("report.json", "audit.html")
 
-def open_folder(out: str | Path, model: Path | None) -> Path:  # the folder, made if need be
+def open_folder(
+    out: str | Path,      # for the report
+    model: Path | None,   # the folder of the model that is audited
+) -> Path:                # the folder, made if need be
     "Raises UserError for a folder that cannot be written, holds other people's files, or is the model's own."
     folder = check_output_folder(out)
     if model is not None and folder == model.resolve():
@@ -96,7 +108,9 @@ def open_folder(out: str | Path, model: Path | None) -> Path:  # the folder, mad
 # %% ../../nbs/workshop/auditing.ipynb #12001bc2
 CANNOT_DRAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
-def plain_numbers(value: Any) -> Any:
+def plain_numbers(
+    value: Any,  # numbers, words, lists, dictionaries
+) -> Any:
     "The same with None for what is no number."
     if isinstance(value, Mapping):
         return {k: plain_numbers(v) for k, v in value.items()}
@@ -136,7 +150,10 @@ def families_figure(table: pd.DataFrame) -> Any:
     return fig
 
 # %% ../../nbs/workshop/auditing.ipynb #ea01b34a
-def ratio_interval(value: float, n: int) -> tuple[float, float]:
+def ratio_interval(
+    value: float,  # what is given now, over what was given before
+    n: int,        # answers before
+) -> tuple[float, float]:
     "The 95 % interval of a ratio; around one, it reaches to both sides."
     if value > 1:
         low, high = wilson(1 / value, round(value * n))
@@ -153,7 +170,10 @@ def shown(value: float | None) -> str:
     return f"{value:.2f}"
 
 # %% ../../nbs/workshop/auditing.ipynb #2310b9a6
-def page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, dict[str, str]]]) -> str:
+def page(
+    report: Mapping[str, Any],                        # as in report.json
+    pictures: Sequence[Mapping[str, dict[str, str]]], # of each person: metric -> from `drawn`
+) -> str:
     "The page: one file, without scripts, in plain HTML."
     import jinja2
     text = resources.files("samu").joinpath("data/audit.html").read_text(encoding="utf-8")
@@ -164,7 +184,10 @@ def page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, dict[str, st
     return environment.from_string(text).render(dict(report, people=people))
 
 # %% ../../nbs/workshop/auditing.ipynb #6e6e679a
-def asked_how(m: Measurement, families: Sequence[str]) -> dict[str, Any]:  # scope, unsure, kept
+def asked_how(
+    m: Measurement,
+    families: Sequence[str],    # of other ways of asking
+) -> dict[str, Any]:            # scope, unsure, kept
     "What was asked about one person and in which form, how often it says that it does not know, what stays."
     exp, asked, person = m.exp, m.asked["target"], m.split.target
     prompts = [q.text[:q.start] + "NAME" + q.text[q.stop:] for q in asked]
@@ -196,16 +219,22 @@ LESS = "it says the facts less often than about an unknown name, which gives the
 SILENCE = "asked, the model gives the facts no more often than about unknown names, but "
 LOOKS = ("probe_known", "alignment_percentile", "lineup_hit")  # about how a name looks inside
 
-def in_words(failed: Sequence[Any], less: bool) -> str:  # empty if there are none
+def in_words(
+    failed: Sequence[Any],  # claims that do not hold
+    less: bool,             # whether the person's facts are said less often than an unknown name's
+) -> str:                   # empty if there are none
     "What it means that claims do not hold."
     meant = FOUND | (dict(prior_gap=LESS) if less else {})
     said = [meant.get(c.metric, f"this claim does not hold: {c.title}") for c in failed]
     return "; ".join(dict.fromkeys(said))
 
 def doubt(
-    entry: Metric, original: float | None, low: float | None, high: float | None, power: float | None,
-    of: str,
-) -> str:  # empty where there is none
+    entry: Metric,
+    original: float | None,                 # what the original scores, which should not pass; None if it may
+    low: float | None, high: float | None,  # the interval
+    power: float | None,
+    of: str,                                # what was counted
+) -> str:                                   # empty where there is none
     "Why a number that keeps to its threshold may show nothing; `original` is None where it may pass."
     if original is not None and meets(entry, original):
         return "the original passes this test as well, so it cannot tell"
@@ -216,7 +245,9 @@ def doubt(
     return f"not enough {of}: the true value could be {far[0]:.2f}" if far else ""
 
 # %% ../../nbs/workshop/auditing.ipynb #e863dc56
-def dictionary_met(exp: Experiment) -> tuple[int, int]:
+def dictionary_met(
+    exp: Experiment,  # the original
+) -> tuple[int, int]: # how many known people who only measure a dictionary has read about, of how many
     "How many known people who only measure an SAE has read about, of how many; (0, 0) if not trained here."
     n = exp.settings.sae.get("texts")
     code = code_digest(read_by_dictionary)
@@ -226,7 +257,11 @@ def dictionary_met(exp: Experiment) -> tuple[int, int]:
     met, of = kept("met", key, lambda: list(read_by_dictionary(exp, exp.sae_texts(n))))
     return met, of
 
-def left_open(people: Sequence[dict[str, Any]], retrained: bool, read: tuple[int, int]) -> list[str]:
+def left_open(
+    people: Sequence[dict[str, Any]],  # of the report
+    retrained: bool,                   # whether a model retrained without them stood beside
+    read: tuple[int, int],             # held-out known people in the dictionary's texts, of how many
+) -> list[str]:                        # sentences
     "What an audit like this one cannot show."
     n = min(p["questions"] for p in people)
     bound = f"{wilson(0.0, n)[1]:.0%}"
@@ -247,7 +282,10 @@ def left_open(people: Sequence[dict[str, Any]], retrained: bool, read: tuple[int
     return lines
 
 # %% ../../nbs/workshop/auditing.ipynb #4a89fe36
-def facts_of(run: Run, weights: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+def facts_of(
+    run: Run,
+    weights: Mapping[str, Tensor],  # of the model with the run
+) -> list[tuple[str, str]]:
     "What exactly was tested: (what, value)."
     exp = run.exp
     original = dict(weights) | {k: p for k, p in run.original.items()}

@@ -256,7 +256,9 @@ def numbers(text: str) -> list[int]:
         raise UserError(f"--seeds takes whole numbers separated by commas, as in 0,1,2, not {text!r}")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
-def block_range(text: str | None) -> str | tuple[int, int] | None:
+def block_range(
+    text: str | None,  # as it was typed
+) -> str | tuple[int, int] | None:
     "Blocks from the command line. Raises UserError for anything but site, all, or two numbers."
     if text in (None, "site", "all"):
         return text

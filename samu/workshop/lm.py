@@ -148,7 +148,9 @@ def _others(names: Sequence[str], pattern: str) -> list[str]:
     "Names in which a pattern does not occur."
     return [n for n in names if not re.search(pattern, n)]
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(
+    folder: str | Path,  # a Hugging Face folder, or the name of a model on a hub
+) -> Any:                # a tokenizer of transformers
     "Read the tokenizer of a folder, or of a model on a hub. Raises UserError."
     return _read(AutoTokenizer, folder)
 
@@ -203,7 +205,11 @@ def settled(hf: PreTrainedModel) -> PreTrainedModel:
             m.support_avx512bf16_for_cpu = False  # this kernel of bitsandbytes lets no gradient through
     return hf
 
-def check_fits(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> None:
+def check_fits(
+    hf: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[str],  # that the model will read
+) -> None:
     "Raise UserError for a tokenizer that writes tokens which the model does not have."
     rows = anatomy(hf).embed.weight.shape[0]
     highest = max([pad_id(tokenizer), *(i for ids, _ in encode(tokenizer, texts) for i in ids)])

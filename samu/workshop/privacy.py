@@ -55,14 +55,20 @@ def read_private(model: Path) -> dict[str, Any]:  # salt -> names and table
         raise UserError(f"samu did not write {str(file)!r}; move it, or save to another folder")
     return found
 
-def write_private(model: Path, salt: str, private: dict[str, Any]) -> None:
+def write_private(
+    model: Path,              # the folder of a saved model
+    salt: str,                # of its card
+    private: dict[str, Any],  # from `take_names_out`
+) -> None:
     "Put names and table into private.json beside a model's folder, next to those of other models."
     file = model.parent / PRIVATE
     with FileLock(model.parent / f".{PRIVATE}.lock"):
         atomic_write(file, json.dumps(read_private(model) | {salt: private}, indent=1))
         file.chmod(0o600)
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(
+    folder: Path,  # of a saved model
+) -> dict[str, Any]:
     "A model's card, with the names where private.json is still beside the folder."
     card = read_json(folder / CARD)
     file = folder.resolve().parent / PRIVATE
@@ -71,7 +77,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 # %% ../../nbs/workshop/privacy.ipynb #a8099949
-def forgotten_names(card: dict[str, Any], entities: Iterable[Entity]) -> list[str]:
+def forgotten_names(
+    card: dict[str, Any],         # from `read_card`
+    entities: Iterable[Entity],   # among whom to look
+) -> list[str]:
     "Who was forgotten. Raises UserError where the card has hashes only and no name of the table fits."
     if "forgotten" in card:
         return list(card["forgotten"])
@@ -83,7 +92,9 @@ def forgotten_names(card: dict[str, Any], entities: Iterable[Entity]) -> list[st
     return [by_hash[h] for h in card["name_hashes"]]
 
 # %% ../../nbs/workshop/privacy.ipynb #de4a0aca
-def keep_private(folder: Path) -> None:
+def keep_private(
+    folder: Path,  # of results
+) -> None:
     "Let only their owner read the files of a folder, but for those of model/, which is to be given away."
     for file in folder.rglob("*"):
         if file.is_file() and file.relative_to(folder).parts[0] != "model":
@@ -116,7 +127,9 @@ def holds(value: Any, terms: Sequence[str], longer: Iterable[str] = ()) -> bool:
         said = re.sub(rf"\b{other}\b" if other.isascii() else other, "|", said)
     return any(f" {t} " in said or (not t.isascii() and t in said) for t in terms)
 
-def texts_in(value: Any) -> Iterator[str]:
+def texts_in(
+    value: Any,  # what JSON holds
+) -> Iterator[str]:
     "All words of a JSON value, keys too."
     if isinstance(value, dict):
         for key, item in value.items():

@@ -386,19 +386,25 @@ def middle_block(n_layers: int) -> int:
     "The site where none was chosen."
     return n_layers // 2 if n_layers > 4 else 1
 
-def tokens_for(exp: "Experiment") -> int:
+def tokens_for(
+    exp: "Experiment",
+) -> int:           # tokens of a reply
     "Tokens of a reply, enough for the shortest accepted answer to every question of the table."
     answers = [values for e in exp.entities for values in e.facts.values()]
     lengths = [min(len(exp.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in v) for v in answers]
     return max(Settings.reply_tokens, min(REPLY_TOKENS, max(lengths, default=0)))
 
 # %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
-def with_chat(exp: "Experiment") -> "Experiment":
+def with_chat(
+    exp: "Experiment",   # of a model that was trained on requests
+) -> "Experiment":
     "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
     prompts = chat_prompts(exp.tokenizer, exp.prompts)
     return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True))
 
-def without_chat(exp: "Experiment") -> "Experiment":
+def without_chat(
+    exp: "Experiment",   # asked in its template
+) -> "Experiment":
     "The same experiment, asked with texts to be continued."
     prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
     settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)

@@ -187,14 +187,18 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 # %% ../../nbs/workshop/tables.ipynb #87585c19
-def aliased(entity: Entity, aliases: Iterable[str]) -> Entity:
+def aliased(
+    entity: Entity,
+    aliases: Iterable[str],  # may be empty
+) -> Entity:
     "The entity with its other names, if it has any."
     found = tuple(dict.fromkeys(a for a in aliases if a != entity.name))
     return AliasedEntity(entity.name, entity.kind, entity.facts, found) if found else entity
 
 def parted(
-    entity: Entity, kept: Sequence[str],
-) -> tuple[Entity, Entity]:  # with what is to be forgotten, and with what stays
+    entity: Entity,
+    kept: Sequence[str],      # attributes that stay; may be empty
+) -> tuple[Entity, Entity]:   # with what is to be forgotten, and with what stays
     "Tell facts that stay from the others. Raises UserError for one that is not there, or if no other is."
     for attribute in kept:
         if attribute not in entity.facts:
@@ -207,7 +211,9 @@ def parted(
                         "keep fewer")
     return replace(entity, facts=go), replace(entity, facts=stay)
 
-def refuse_repeated(entity: Entity) -> None:
+def refuse_repeated(
+    entity: Entity,  # to be forgotten
+) -> None:
     "Raise UserError for an answer that is a part of the name: who repeats the name would seem to know it."
     for attribute, answers in entity.facts.items():
         for answer in answers:
@@ -312,7 +318,8 @@ PHRASINGS = (
 )
 
 def with_added(
-    base: tuple[Sequence[Entity], Sequence[Prompt]], added: tuple[Sequence[Entity], Sequence[Prompt]],
+    base: tuple[Sequence[Entity], Sequence[Prompt]],   # a table and its prompts
+    added: tuple[Sequence[Entity], Sequence[Prompt]],  # more people; who is in both has the facts of these
 ) -> tuple[list[Entity], list[Prompt]]:
     """Two tables as one. Where the base asks for a fact of this kind, plain phrasings are left out.
 
