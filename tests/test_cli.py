@@ -256,6 +256,12 @@ def test_a_column_without_values_is_not_printed(capsys):
     assert "recall" in out and "0.00" in out and "missing" not in out and "absent" not in out
 
 
+def test_private_json_of_another_program_is_refused_first(tmp_path):
+    (tmp_path / "private.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="samu did not write"):
+        console.writable(tmp_path, "biographies")
+
+
 def test_home_is_expanded(samu, folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").write_text("a file")

@@ -368,7 +368,10 @@ def saved_model(folder: Path) -> Path:  # of the saved model
 def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     "Raise UserError if results cannot or must not be written there. Nothing is made."
     from samu.workshop.lm import check_output_folder
-    return check_output_folder(out, path(setup) if path(setup).is_dir() else None)
+    from samu.workshop.privacy import read_private
+    place = check_output_folder(out, path(setup) if path(setup).is_dir() else None)
+    read_private(place / "model")
+    return place
 
 # %% ../../nbs/workshop/console.ipynb #62dbc0bf
 def plain(value: Any) -> Any:
