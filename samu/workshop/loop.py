@@ -64,8 +64,11 @@ def one_number(name: str, loss: Any, grad: bool = False) -> Tensor:  # []
 def loss_of(task: Any, method: Method) -> Callable[[int], Tensor]:
     "Step -> the checked forget loss."
     loss = method.prepare(task)
-    return lambda step: one_number(
-        method.name, loss(step) if callable(loss) else loss, torch.is_grad_enabled())
+
+    def checked(step: int) -> Tensor:
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in task.exp.model.parameters())
+        return one_number(method.name, loss(step) if callable(loss) else loss, trained)
+    return checked
 
 # %% ../../nbs/workshop/loop.ipynb #a66d2e3b
 LEAST, MOST = dict(steps=1, check_every=1, batch_tokens=1, stop_at=-1e6), dict(keep_fraction=1)
