@@ -434,7 +434,7 @@ def test_rows_are_kept_and_found_again(exp, run, tmp_path):
 def test_rows_of_other_settings_are_not_taken(exp, tmp_path):
     def make(exp, cell, metrics, gold):
         made.append(cell["target"])
-        return {"v": 1.0}
+        return dict.fromkeys(metrics, 1.0)
 
     made, cells = [], [dict(target="Ada", method="m", seed=0)]
     file = tmp_path / "rows.csv"

@@ -130,7 +130,8 @@ def test_a_table_edited_by_hand_is_refused_before_any_work(tmp_path, text, says)
 
 @pytest.mark.parametrize("column", ["target", "perplexity"])
 def test_a_column_taken_out_by_hand_is_missed(tmp_path, column):
-    exp = SimpleNamespace(id="e", name="m", layer=0, seed=0, dtype="torch.float32", settings={})
+    sae = SimpleNamespace(cfg=SimpleNamespace(), state_dict=dict)
+    exp = SimpleNamespace(id="e", name="m", layer=0, seed=0, dtype="torch.float32", settings={}, sae=sae)
     file, made = tmp_path / "rows.csv", []
 
     def make(exp, cell, metrics, gold):

@@ -232,7 +232,7 @@ def added(people: Path | None, only: bool) -> Any:
     "A table as `setups.load` takes it: in the place of the setup's own, or added to it."
     from samu.workshop.setups import Added
     if only and people is None:
-        raise UserError("--only takes the table of --people in place of the setup's; give --people, too")
+        raise UserError("--only is for a table of your own; give --people, too")
     return people if only or people is None else Added(people)
 
 # %% ../../nbs/workshop/console.ipynb #c725988c
