@@ -177,7 +177,7 @@ Workers = Annotated[int, typer.Option(help="processes; each loads its own model"
 Results = Annotated[Path, typer.Argument(
     parser=path, metavar="MODEL", help="folder of a saved model, or of results with model/ in it")]
 Page = Annotated[Optional[Path], folder(
-    help="for report.json and audit.html; beside the model if left out")]
+    help="folder for report.json and audit.html; beside the model if left out")]
 Dtype = Annotated[Optional[str], typer.Option(help="type of the weights: float32, bfloat16 or float16")]
 Lr = Annotated[Optional[float], typer.Option(help="step size; the setup's if left out", min=0)]
 Alias = Annotated[Optional[list[str]], typer.Option(
