@@ -145,11 +145,12 @@ def setups() -> None:
 # %% ../nbs/13_command_line.ipynb #4bba4ffd
 @app.command()
 def entities(setup: c.Setup = "biographies", grade: c.Grade = None, names: c.Bare = False,
-             people: c.People = None, only: c.Only = False, device: c.Device = None) -> None:
+             people: c.People = None, only: c.Only = False, device: c.Device = None,
+             no_chat: c.NoChat = False) -> None:
     "Who is in a setup, of which kind, and how the model was graded."
     if grade not in (None, "known", "unknown", "between"):
         raise UserError(f"--grade is known, between or unknown, not {grade!r}")
-    found = c.load(setup, people, only=only, device=device).grades
+    found = c.load(setup, people, only=only, no_chat=no_chat, device=device).grades
     found = found[found.grade == grade] if grade else found
     if names:
         print("\n".join(found.name))
@@ -182,17 +183,17 @@ def unlearn(names: c.Names, setup: c.Setup = "biographies", method: c.Method = N
 @app.command()
 def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods = "", seeds: c.Seeds = "0",
             workers: c.Workers = 1, out: c.Out = Path("out/compare"), people: c.People = None,
-            only: c.Only = False, device: c.Device = None, no_chat: c.NoChat = False,
-            resume: c.Resume = False) -> None:
+            only: c.Only = False, alias: c.Alias = None, sae: c.Dictionary = None, layer: c.Layer = None,
+            device: c.Device = None, no_chat: c.NoChat = False, resume: c.Resume = False) -> None:
     "Several methods on the same people, each time from the original model."
     import samu
     clock, loops, out = c.Clock(), c.numbers(seeds), c.writable(out, setup)
     c.begin(out, resume)
     with clock.part("loading"):
         chosen = c.check_methods(methods)
-        exp = c.load(setup, people, names, only, no_chat=no_chat, device=device)
+        exp = c.load(setup, people, names, only, alias, no_chat, layer=layer, device=device)
     chosen = chosen or [exp.settings.objective, "mean_residual", "npo", "ga"]
-    targets = [e.name for e in prepare(exp, names, None, clock)]
+    targets = [e.name for e in prepare(exp, names, sae, clock)]
     c.open_log(out, "rows.csv")
     with clock.part("comparing"):
         rows = samu.compare(exp, targets, chosen, loops, out / "rows.csv", workers)
@@ -201,7 +202,8 @@ def compare(names: c.Names, setup: c.Setup = "biographies", methods: c.Methods =
 # %% ../nbs/13_command_line.ipynb #9c4cf370
 @app.command()
 def audit(model: c.Results, out: c.Page = None, setup: c.Base = None, people: c.People = None,
-          only: c.Only = False, no_chat: c.NoChat = False, resume: c.Resume = False) -> None:
+          only: c.Only = False, device: c.Device = None, no_chat: c.NoChat = False,
+          resume: c.Resume = False) -> None:
     "Try to bring back what a saved model has forgotten, and write a page that says what was found."
     model = c.saved_model(model)
     out = c.writable(out or model.resolve().parent / "audit", str(model))
@@ -209,7 +211,7 @@ def audit(model: c.Results, out: c.Page = None, setup: c.Base = None, people: c.
     c.quiet()
     import samu
     from samu.workshop.auditing import saved_run
-    run = saved_run(model, not no_chat, base=setup, people=c.added(people, only))
+    run = saved_run(model, not no_chat, base=setup, people=c.added(people, only), device=device)
     c.open_log(out)
     report = samu.audit(run, out)
     import_module("samu.workshop.privacy").keep_private(out)

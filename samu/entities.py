@@ -206,10 +206,10 @@ def split_for(exp: Experiment, target: str, kept: Sequence[str] = ()) -> Split:
     rest = [[e for e in group if e.name != entity.name] for group in (roles.retain, roles.held_out)]
     kin, others = ([e for e in rest[1] if (e.kind == entity.kind) == same] for same in (True, False))
     if len(kin) < 2:
-        raise UserError(f"{entity.name!r} has fewer than 5 known neighbours of kind {entity.kind!r}; "
-                        "forgetting could not be measured against them")
+        raise UserError(f"too few known entities of kind {entity.kind!r}: {len(kin)} measure beside "
+                        f"{entity.name!r}, and 2 must; add some of this kind to the table")
     if min(len(roles.unknown_loss), len(roles.unknown_score)) < 2:
-        raise UserError("there are fewer than 5 unknown names; add entities, so that more can be made")
+        raise UserError("too few unknown names: losses and scores need 2 each; add entities to make more of")
     retain = sorted(rest[0], key=lambda e: e.kind != entity.kind)
     go, stay = parted(entity, kept)
     refuse_repeated(go)

@@ -123,7 +123,7 @@ def test_split_says_what_is_wrong(real):
     with pytest.raises(UserError, match=r"the model gives 1 of \d attributes, and 2 make it known"):
         split_for(exp, "Roger Federer")
     athletes = [e.name for e in real_entities() if e.kind == "athlete"]
-    with pytest.raises(UserError, match="fewer than 5 known neighbours of kind 'athlete'"):
+    with pytest.raises(UserError, match="too few known entities of kind 'athlete': [01] measure beside"):
         split_for(toy(grade=dict.fromkeys(athletes[3:], "between")), athletes[0])
 
 

@@ -187,7 +187,7 @@ def test_a_saved_run_that_cannot_be_loaded_says_why(model, tmp_path):
 
 
 def test_what_cannot_be_loaded(model, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="did you mean biographies.*or give the folder"):
+    with pytest.raises(UserError, match="did you mean biographies.*[?] .or give the folder"):
         load("biografies")
     with pytest.raises(UserError, match="has no config.json"):
         load(str(tmp_path))

@@ -152,7 +152,7 @@ Out = Annotated[Path, folder(help="folder for the results")]
 Seed = Annotated[int, typer.Option(help="for the choice and order of retained texts", min=0, max=10**9)]
 WorldSeed = Annotated[int, typer.Option("--seed", help="for the world and for the loop", min=0, max=10**9)]
 People = Annotated[Optional[Path], file(
-    help="CSV or JSON table of your own people, added to the setup's")]
+    help="CSV or JSON table of people of your own, in addition")]
 Only = Annotated[bool, typer.Option("--only", help="take the table of --people alone")]
 Dictionary = Annotated[Optional[Path], folder(
     help="an SAE of SAELens, Gemma Scope 1 or 2, or Llama Scope; trained if left out")]
@@ -196,7 +196,7 @@ Base = Annotated[Optional[str], typer.Option(
 Blocks = Annotated[Optional[str], typer.Option(help="trained blocks: site (up to it), all, or as in 3-9")]
 KeepNames = Annotated[bool, typer.Option("--keep-names", help="write the names into the model's folder")]
 Config = Annotated[Optional[Path], file(
-    help="TOML: the words of the options, for all commands or under the name of one")]
+    help="TOML file of options, for all commands or under the name of one")]
 Saved = Annotated[Path, folder(help="a saved model")]
 Question = Annotated[str, typer.Argument(
     help="in quotes; for a base model the beginning of a sentence works best")]
@@ -205,7 +205,7 @@ Clear = Annotated[bool, typer.Option("--clear", help="delete what is kept")]
 Kind = Annotated[Optional[str], typer.Option(help="only entries of this kind")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of every error")]
 Code = Annotated[Optional[Path], file(
-    help="a Python file to run first: objectives, methods, metrics of your own")]
+    help="Python file to run first, with objectives, attacks and so on of your own")]
 
 # %% ../../nbs/workshop/console.ipynb #64337832
 def load(

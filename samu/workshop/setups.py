@@ -637,4 +637,4 @@ def load(
     try:
         return SETUPS.get_or_raise(name).load(**options)
     except UserError as error:
-        raise UserError(f"{error}; or give the folder of a Hugging Face model, or a hub id") from None
+        raise UserError(f"{error} (or give the folder of a Hugging Face model, or a hub id)") from None
