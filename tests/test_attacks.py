@@ -150,12 +150,13 @@ def test_a_reply_is_long_enough_for_a_name(exp, target):
 
 
 def test_the_original_answers_every_family(exp, target):
-    "All but one that this very person shows to be weak: it is left out, and the metric says so."
+    "All but fact_to_name, which some trained worlds answer about this person and some do not: then a note says so."
     m = measurement(exp, target)
     table = attacks.attack_table(m).set_index("attack")
     assert table.original.drop("fact_to_name").min() >= 0.8 and len(table) >= 13
     assert table.prior.max() <= 0.2
-    assert attacks.attack_left(m) == 1.0 and "fact_to_name (0.00)" in m.notes["attack_left"]
+    assert attacks.attack_left(m) == 1.0
+    assert ("fact_to_name (" in m.notes["attack_left"]) == (table.original["fact_to_name"] < 0.5)
 
 
 def test_families_without_the_name(exp, target):

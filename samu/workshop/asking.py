@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from .batching import by_length, encode, pad_id
 from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe, translate
-from .lm import _decode, anatomy, logits
+from .lm import _decode, anatomy, cached, logits, new_cache
 from .measuring import Measurement
 from .registry import Attack, attack
 from .runtime import seeded, threads_for
@@ -274,14 +274,14 @@ def drawn_tokens(
     ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=exp.device)
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=exp.device)
     place = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = body(input_ids=ids, attention_mask=mask, position_ids=place, use_cache=True)
+    state = cached(exp.model, cache := new_cache(exp.model))
+    out = body(input_ids=ids, attention_mask=mask, position_ids=place, **state)
     said = [draw(logits(exp.model, out.last_hidden_state[:, -1]).repeat_interleave(n, 0))]
     mask, place = (x.repeat_interleave(n, 0) for x in (mask, place[:, -1:]))
-    out.past_key_values.batch_repeat_interleave(n)
+    cache.batch_repeat_interleave(n)
     while len(said) < exp.settings.reply_tokens:
         mask, place = torch.cat([mask, torch.ones_like(said[-1])], -1), place + 1
-        out = body(input_ids=said[-1], attention_mask=mask, position_ids=place, use_cache=True,
-                   past_key_values=out.past_key_values)
+        out = body(input_ids=said[-1], attention_mask=mask, position_ids=place, **state)
         said.append(draw(logits(exp.model, out.last_hidden_state[:, -1])))
     return torch.cat(said, -1)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from typing import Any
 from samu.workshop.batching import answer_spans, batches, width
 from samu.workshop.lm import (
-    PLACES_AT_ONCE, anatomy, answer_edited, logits, name_stacks, trained_weights, weights_kept)
+    PLACES_AT_ONCE, anatomy, answer_edited, cached, logits, name_stacks, new_cache, trained_weights,
+    weights_kept)
 from samu.workshop.measuring import Measurement
 from samu.workshop.registry import metric
 from samu.workshop.relearning import (
@@ -172,11 +173,11 @@ def scored_answers(
                   device=exp.device)
     same, n = (b.ids == b.ids[:1]).all(0).long().cumprod(0).sum(), len(answers)
     k, body = min(int(same), int(b.position.min())), anatomy(exp.model).body
-    start = body(input_ids=b.ids[:1, :k], use_cache=True)
-    cache, hidden = start.past_key_values, start.last_hidden_state[:, -1:].expand(n, -1, -1)
+    before = cached(exp.model, cache := new_cache(exp.model))
+    hidden = body(input_ids=b.ids[:1, :k], **before).last_hidden_state[:, -1:].expand(n, -1, -1)
     if b.ids.shape[1] > k + 1:
         cache.batch_repeat_interleave(n)
-        more = body(input_ids=b.ids[:, k:-1], past_key_values=cache, use_cache=True).last_hidden_state
+        more = body(input_ids=b.ids[:, k:-1], **before).last_hidden_state
         hidden = torch.cat([hidden, more], 1)
     first, log_p = b.position == k, torch.zeros(len(b.item), device=b.ids.device)
     ids, after = b.pick(b.ids), hidden[b.batch_index, b.position - k]

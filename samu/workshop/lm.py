@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'DAMAGED', 'Trained', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit', 'CLUTTER', 'LEFT_BEHIND', 'COPIED', 'Family',
            'Anatomy', 'check_config', 'anatomy', 'load_config', 'load_tokenizer', 'needs', 'check_bits', 'device_map',
-           'few_bits', 'settled', 'check_fits', 'load_lm', 'residuals', 'residuals_at', 'residuals_by_layer',
-           'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs', 'answer_logprobs', 'answer_loss',
-           'perplexity', 'greedy', 'tokens_at_once', 'generate', 'name_stacks', 'answer_edited', 'refuse_few_bits',
-           'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies', 'optimizer_step', 'add_lora',
-           'merge_lora', 'adapter_files', 'list_output', 'check_output_folder', 'save_trained', 'save_lm']
+           'few_bits', 'settled', 'check_fits', 'load_lm', 'new_cache', 'cached', 'residuals', 'residuals_at',
+           'residuals_by_layer', 'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs',
+           'answer_logprobs', 'answer_loss', 'perplexity', 'greedy', 'tokens_at_once', 'generate', 'name_stacks',
+           'answer_edited', 'refuse_few_bits', 'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies',
+           'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output', 'check_output_folder',
+           'save_trained', 'save_lm']
 
 # %% ../../nbs/workshop/lm.ipynb #fcd468a3
 import json, logging, math, os, re, shutil
@@ -19,6 +20,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -268,6 +270,15 @@ def _block(hf: PreTrainedModel, layer: int) -> nn.Module:
     return blocks[layer]
 
 # %% ../../nbs/workshop/lm.ipynb #c5e444b4
+def new_cache(hf: PreTrainedModel) -> DynamicCache:
+    "An empty key-value cache."
+    return DynamicCache(config=hf.config.get_text_config())
+
+def cached(hf: PreTrainedModel, cache: DynamicCache | None) -> dict[str, Any]:
+    "A cache as an argument of a model's body, whose name for it depends on the version of transformers."
+    new = "cache" in signature(anatomy(hf).body.forward).parameters  # from 5.24 on
+    return {"cache" if new else "past_key_values": cache, "use_cache": cache is not None}
+
 def _read_blocks(
     hf: PreTrainedModel, ids: Tensor, layers: Sequence[int], mask: Tensor | None,
     cache: DynamicCache | None = None,  # of what stands before `ids`; it grows
@@ -282,7 +293,7 @@ def _read_blocks(
 
     handles = [_block(hf, i).register_forward_hook(partial(keep, i)) for i in set(layers)]
     try:
-        anatomy(hf).body(input_ids=ids, use_cache=cache is not None, past_key_values=cache, **_padding(mask))
+        anatomy(hf).body(input_ids=ids, **cached(hf, cache), **_padding(mask))
     except _Seen:
         pass
     finally:
@@ -312,7 +323,7 @@ def _read_rows(
     "Residuals of texts (token ids), what many begin with read once."
     out, device = [torch.empty(0)] * len(rows), hf.device
     for k, members in shared_beginnings([r.tolist() for r in rows]):
-        before, start = DynamicCache(config=hf.config.get_text_config()), None
+        before, start = new_cache(hf), None
         if k:
             h = _read_blocks(hf, rows[members[0]][None, :k], layers, None, before)
             start = torch.cat([h[i] for i in layers])
@@ -459,12 +470,11 @@ def greedy(
     hf: PreTrainedModel, ids: Tensor, mask: Tensor, steps: int, at_prompt: AbstractContextManager[None],
 ) -> Tensor:
     "The likeliest next tokens, [texts, steps]. The pass over the prompts runs inside `at_prompt`."
-    a, said, state = anatomy(hf), [], _padding(mask) | dict(use_cache=True)
+    a, said, state = anatomy(hf), [], _padding(mask) | cached(hf, new_cache(hf))
     for step in range(steps):
         with at_prompt if step == 0 else nullcontext():
             out = a.body(input_ids=ids, **state)
         ids = logits(hf, out.last_hidden_state[:, -1].to(mask.device)).argmax(-1, keepdim=True)
-        state["past_key_values"] = out.past_key_values
         state["position_ids"] = state["position_ids"][:, -1:] + 1
         state["attention_mask"] = torch.cat([state["attention_mask"], torch.ones_like(ids)], dim=-1)
         said.append(ids)
