@@ -128,6 +128,7 @@ def test_without_typer_one_line_says_what_to_install(folder):
         (["compare", TARGET.name, "--seeds", "0,one", "--out", "bad"], ["--seeds", "'0,one'", "0,1,2"]),
         (["compare", TARGET.name, "--methods", "match,tripled", "--out", "bad"], ["'tripled'", "triplet"]),
         (["compare", TARGET.name, "Bipo Gifan", "--out", "bad"], ["'Bipo Gifan'", "Bipo Gifen"]),
+        (["compare", TARGET.name, OTHER.name, "--alias", "X", "--out", "bad"], ["--alias", "one person"]),
         (["audit", "gone", "--out", "bad"], ["gone"]),
         (["unlearn", "Bipo Gifan", "--out", "bad"], ["'Bipo Gifan'", "Bipo Gifen"]),
         (
@@ -557,7 +558,7 @@ def test_compare(samu, folder):
 
 
 def test_audit(demo, samu, folder):
-    said = good(samu("audit", "demo"))
+    said = good(samu("audit", "demo", "--device", "cpu"))
     [person] = read(folder / "demo" / "audit" / "report.json")["people"]
     assert said.startswith(f"{person['verdict']}; written to ")
     assert {"report.json", "audit.html"} <= {p.name for p in (folder / "demo" / "audit").iterdir()}

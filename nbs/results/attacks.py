@@ -29,7 +29,7 @@ def main(
     from samu.workshop.attacking import ROUNDINGS, zero_line
     from samu.workshop.experiments import run_grid
     from samu.workshop.registry import ATTACKS
-    from samu.workshop.relearning import curve
+    from samu.workshop.relearning import KEPT_AT_LEAST, curve, kept_by
     from samu.workshop.setups import load
     from samu.workshop.store import code_digest, digest
 
@@ -40,9 +40,11 @@ def main(
         return attacks.rounding_table(m).set_index("rounding").loc[how].to_dict()
 
     def relearned(m):
-        "Means over the steps, so that recall_left is the area."
+        "Means over the steps, so that recall_left is the area; nan where the attack does not count."
         draw = attacks.relearn_curves
         own, before = draw(exp, m.split.target), m.before(lambda e: draw(e, m.split.target))
+        if kept_by(before) < KEPT_AT_LEAST:
+            return dict.fromkeys(("recall", "original", "prior"), float("nan"))
         means = [float(curve(d).mean()) for d in (own, before, zero_line(m, draw))]
         return dict(zip(("recall", "original", "prior"), means, strict=True))
 

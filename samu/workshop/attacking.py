@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
+from itertools import chain
 import pandas as pd, torch
 from torch import Tensor
 from typing import Any
@@ -250,18 +251,17 @@ def patch_rows(
     """Recall with other residuals at the name, after each block: into (its residuals in the original), out_of
     (the original's in it), ignorant (unknown names' in the original), full (its own). Of the original itself
     nothing is patched: its own residuals change nothing."""
-    def of_unknown(exp: Experiment) -> list[list[float]]:
-        return [patched_recall(exp, asked, every_stack(a, exp)) for a in alike]
+    def of_unknown(exp: Experiment) -> list[float]:  # all names at once: a small batch wastes time
+        return patched_recall(exp, [*asked] * len(alike), every_stack([*chain(*alike)], exp))
     full, own = m.before(lambda exp: exp.recall(asked)), m.exp.model_id == m.reference.exp.id
-    ignorant = kept_before(m, [asked, list(alike)], of_unknown, patched_recall, every_stack)
+    ignorant = alike and kept_before(m, [asked, list(alike)], of_unknown, patched_recall, every_stack)
     into = out_of = [full] * m.exp.n_layers
     if not own:
         here, there = every_stack(asked, m.exp), m.before(partial(every_stack, asked))
         into = m.before(partial(patched_recall, asked=asked, stacks=here))
         out_of = patched_recall(m.exp, asked, there)
     table = pd.DataFrame({"into": into, "out_of": out_of, "full": full, "questions": len(asked)})
-    mean = pd.DataFrame(ignorant).mean() if ignorant else float("nan")
-    return table.assign(ignorant=mean).dropna().rename_axis("layer").reset_index()
+    return table.assign(ignorant=ignorant or float("nan")).dropna().rename_axis("layer").reset_index()
 
 # %% ../../nbs/workshop/attacking.ipynb #344f1259
 def steer_rows(
@@ -282,10 +282,10 @@ def steer_rows(
         share = {way: right_share(edited_answers(asked, edit, exp), asked) for way, edit in edits.items()}
         return [share[what if x else "", x] for what, x in ways]
     table = pd.DataFrame(ways, columns=["what", "strength"])
-    unknown = kept_before(m, [list(others), list(groups.values()), dictionary],
-                          lambda exp: [right(exp, a) for a in others], steer, edited_answers, right_share)
-    mean = pd.DataFrame(unknown).mean() if unknown else float("nan")
-    return table.assign(recall=right(m.exp, asked), prior=mean, questions=len(asked))
+    every = [*chain(*others)]
+    prior = kept_before(m, [every, list(groups.values()), dictionary], partial(right, asked=every), steer,
+                        edited_answers, right_share) if every else float("nan")
+    return table.assign(recall=right(m.exp, asked), prior=prior, questions=len(asked))
 
 # %% ../../nbs/workshop/attacking.ipynb #bfdc5a0d
 def kept_rows(

@@ -36,10 +36,11 @@ class Relearning:
     every: int = 6           # steps between two looks
     mixed: int = 48          # retained texts in each step
     mix_weight: float = 1.0  # of their loss, against that of what is shown
+    shown: int = 1000        # texts of what is shown in each step, at most
     taught: int = 2          # unknown names that are taught the same, for the zero line
 
 SMALL_ATTACK = Relearning(1e-4, mix_weight=4.0)             # the strongest that counts: chapter 08
-LARGE_ATTACK = Relearning(1e-4, "lora", steps=30, every=10, mixed=24, taught=1)
+LARGE_ATTACK = Relearning(1e-4, "lora", steps=30, every=10, mixed=24, shown=24, taught=1)
 
 def attack_for(exp: Experiment) -> Relearning:
     "The settings for a model of this size."
@@ -85,7 +86,7 @@ def trained_parts(
 
 def fine_tune(
     exp: Experiment,                    # its model is trained, and is afterwards as it was
-    shown: Sequence[tuple[str, str]],   # (prompt, answer), all of them in every step
+    shown: Sequence[tuple[str, str]],   # (prompt, answer), all of them in every step, or `how.shown`
     mixed: Sequence[tuple[str, str]],   # the same of retained texts; some of them in every step
     look: Callable[[], dict[str, Any]], # called before the first step, and then now and again
     how: Relearning,
@@ -102,7 +103,7 @@ def fine_tune(
             masters, rows = float32_copies(own), [dict(step=0, **look())]
             optimizer = torch.optim.AdamW(masters, lr=how.lr, weight_decay=0.0)
             for step in range(1, how.steps + 1):
-                loss_on(shown).backward()
+                loss_on(shown if len(shown) <= how.shown else rng.sample(list(shown), how.shown)).backward()
                 if n:
                     (how.mix_weight * loss_on(rng.sample(list(mixed), n))).backward()
                 optimizer_step(optimizer, masters, own)
