@@ -10,6 +10,7 @@ __all__ = ['KEPT_AT_LEAST', 'RANK', 'SMALL', 'SMALL_ATTACK', 'LARGE_ATTACK', 'GR
 # %% ../../nbs/workshop/relearning.ipynb #2cb50b64
 import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -18,7 +19,7 @@ from .batching import answer_spans, batches
 from samu.workshop.lm import (
     add_lora, answer_loss, float32_copies, generate, merge_lora, optimizer_step, trained_weights,
     weights_kept)
-from .runtime import threads_for
+from .runtime import matmul_dtype, threads_for
 from .setups import Experiment
 from .tables import Entity, Question, is_right
 
@@ -97,9 +98,11 @@ def fine_tune(
     def loss_on(pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
         return answer_loss(exp.model, batches(exp.tokenizer, answer_spans(pairs), batch_tokens=100_000,
                                               device=exp.device))
-    with weights_kept(exp.model), threads_for(exp.model), torch.enable_grad():
+    with weights_kept(exp.model), threads_for(exp.model), torch.enable_grad(), ExitStack() as stack:
         try:
             own = trained_parts(exp, how)
+            if how.weights == "lora":  # of a large model: multiplied as in forgetting
+                stack.enter_context(matmul_dtype(exp.model))
             masters, rows = float32_copies(own), [dict(step=0, **look())]
             optimizer = torch.optim.AdamW(masters, lr=how.lr, weight_decay=0.0)
             for step in range(1, how.steps + 1):
