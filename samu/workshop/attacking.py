@@ -19,13 +19,13 @@ import pandas as pd, torch
 from torch import Tensor
 from typing import Any
 from samu.workshop.batching import answer_spans, batches, width
-from samu.workshop.lm import (
-    PLACES_AT_ONCE, anatomy, answer_edited, cached, logits, name_stacks, new_cache, trained_weights,
-    weights_kept)
+from samu.workshop.lm import (PLACES_AT_ONCE, anatomy, answer_edited, cached, logits, name_stacks, new_cache,
+    trained_weights, weights_kept)
 from samu.workshop.measuring import Measurement
 from samu.workshop.registry import metric
 from samu.workshop.relearning import (
     KEPT_AT_LEAST, Relearning, attack_for, kept_by, peak, picks, relearning_area, said_now)
+from samu.workshop.runtime import pick_matmul_dtype
 from samu.workshop.sae_files import sae_digest
 from samu.workshop.setups import Experiment
 from samu.workshop.store import UserError, code_digest, digest, kept, key_of
@@ -251,7 +251,7 @@ def patch_rows(
     """Recall with other residuals at the name, after each block: into (its residuals in the original), out_of
     (the original's in it), ignorant (unknown names' in the original), full (its own). Of the original itself
     nothing is patched: its own residuals change nothing."""
-    def of_unknown(exp: Experiment) -> list[float]:  # all names at once: a small batch wastes time
+    def of_unknown(exp: Experiment) -> list[float]:  # in one batch
         return patched_recall(exp, [*asked] * len(alike), every_stack([*chain(*alike)], exp))
     full, own = m.before(lambda exp: exp.recall(asked)), m.exp.model_id == m.reference.exp.id
     ignorant = alike and kept_before(m, [asked, list(alike)], of_unknown, patched_recall, every_stack)
@@ -314,7 +314,8 @@ def kept_watch(
     asked: Sequence[Question],           # about what is not shown
 ) -> pd.DataFrame:                       # step, unshown
     "Fine-tuning on some texts; kept."
-    key = key_of([exp.model_id, target, exp.prompts, list(shown), list(asked)], watch)
+    way = pick_matmul_dtype(exp.device, exp.dtype)
+    key = key_of([exp.model_id, way, target, exp.prompts, list(shown), list(asked)], watch)
     return kept("relearned", key, lambda: watch(exp, target, shown, dict(unshown=asked), None))
 
 def kept_draws(
@@ -328,7 +329,8 @@ def kept_draws(
         shown = picks(list(target.facts))
         each = {names: relearn(exp, target, names, how) for names in dict.fromkeys(map(tuple, shown))}
         return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
-    return kept("relearned", key_of([exp.model_id, target, exp.prompts, vars(how)], relearn), make)
+    way = pick_matmul_dtype(exp.device, exp.dtype)
+    return kept("relearned", key_of([exp.model_id, way, target, exp.prompts, vars(how)], relearn), make)
 
 # %% ../../nbs/workshop/attacking.ipynb #3277fcbc
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw

@@ -101,7 +101,7 @@ def fine_tune(
     with weights_kept(exp.model), threads_for(exp.model), torch.enable_grad(), ExitStack() as stack:
         try:
             own = trained_parts(exp, how)
-            if how.weights == "lora":  # of a large model: multiplied as in forgetting
+            if how.weights == "lora":  # as in forgetting
                 stack.enter_context(matmul_dtype(exp.model))
             masters, rows = float32_copies(own), [dict(step=0, **look())]
             optimizer = torch.optim.AdamW(masters, lr=how.lr, weight_decay=0.0)
