@@ -211,7 +211,7 @@ def test_a_prompt_that_is_read_once_is_read_as_ever():
     hf, tok = tiny.model(fresh=True), tiny.tokenizer()
     hf.get_output_embeddings().weight.data.mul_(1e4)
     few = SimpleNamespace(reply_tokens=4)
-    exp = SimpleNamespace(model=hf, tokenizer=tok, device=torch.device("cpu"), settings=few)
+    exp = SimpleNamespace(model=hf, tokenizer=tok, device=torch.device("cpu"), settings=few, matmul="full")
     texts = ["The town of P0 is", "Rosa", "New Baker town is New"]
     drawn = asking.draw_replies(exp, texts, 3, 0)
     assert drawn == [[r] * 3 for r in generate(hf, tok, texts, 4)]
@@ -331,8 +331,9 @@ def test_edited_tables_are_not_kept():
         made.append(m)
         return pd.DataFrame()
 
-    exp = SimpleNamespace(model_hash="x", model_id="y", id="z", prompts=[], sae=torch.nn.Linear(1, 1))
-    exp.sae.cfg = SimpleNamespace()
+    sae = torch.nn.Linear(1, 1)
+    sae.cfg = SimpleNamespace()
+    exp = SimpleNamespace(model=sae, model_hash="x", model_id="y", id="z", prompts=[], sae=sae, matmul="full")
     m = SimpleNamespace(
         exp=exp, reference=SimpleNamespace(exp=exp), split=SimpleNamespace(target="t", unknown_score=())
     )
@@ -356,6 +357,29 @@ def test_steering_by_nothing_is_asked_once(exp, target):
     still = attacks.steer_table(m).query("strength == 0")
     assert len(still) == 3 and still.recall.nunique() == 1
     assert still.recall.iloc[0] == exp.recall(attacks.two_ways(exp, m.split.target))
+
+
+def test_answers_in_bfloat16_are_kept_apart(exp, target, monkeypatch):
+    "Every way of asking multiplies as the plain questions do, and what is kept says how."
+    ways, full = [], attacking.matmul_dtype
+
+    def noted(model, name="auto"):
+        ways.append(name)
+        return full(model, name)
+
+    for module in (attacking, asking, relearning):
+        monkeypatch.setattr(module, "matmul_dtype", noted)
+    rounded = replace(exp, settings=replace(exp.settings, matmul_scoring="bfloat16"))
+    assert (exp.matmul, rounded.matmul) == ("full", "bfloat16")
+    assert rounded.replies_id != exp.replies_id and rounded.model_id == exp.model_id
+    m = measurement(rounded, target)
+    asked = attacks.two_ways(rounded, m.split.target)
+    tables = [attacks.depth_table(m), attacks.steer_table(m)]
+    assert all(t.questions.eq(len(asked)).all() and len(t) for t in tables)
+    attacking.kept_place(rounded, m.asked["target"], m.split.target.kind)
+    asking.draw_replies(rounded, [asked[0].text], 2, 0)
+    relearning.said_now(rounded, asked[:2])
+    assert len(ways) >= 5 and set(ways) == {"bfloat16"}
 
 
 # --- Relearning

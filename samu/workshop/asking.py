@@ -22,7 +22,7 @@ from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe,
 from .lm import _decode, anatomy, cached, logits, new_cache
 from .measuring import Measurement
 from .registry import Attack, attack
-from .runtime import seeded, threads_for
+from .runtime import matmul_dtype, seeded, threads_for
 from .chat import bare, framed, has_template
 from .setups import Experiment, without_chat
 from .store import code_digest, digest, kept
@@ -295,7 +295,7 @@ def draw_replies(
 ) -> list[list[str]]:
     "Replies at temperature 1, drawn in batches."
     ids, out = [row for row, _ in encode(exp.tokenizer, texts)], [[""] for _ in texts]
-    with seeded(seed, exp.device), threads_for(exp.model):
+    with seeded(seed, exp.device), matmul_dtype(exp.model, exp.matmul), threads_for(exp.model):
         for group in by_length([n * (len(row) + exp.settings.reply_tokens) for row in ids], 8192):
             words = _decode(exp.model, exp.tokenizer, drawn_tokens(exp, [ids[i] for i in group], n))
             for place, i in enumerate(group):
@@ -308,7 +308,7 @@ def sampled(
     n: int,                # replies to each
 ) -> list[list[str]]:      # the n replies to each
     "Replies drawn at temperature 1, from seed 0; kept, all of them together."
-    key = digest(exp.model_id, exp.settings.reply_tokens, n, code_digest(draw_replies), list(texts))
+    key = digest(exp.replies_id, exp.settings.reply_tokens, n, code_digest(draw_replies), list(texts))
     return kept("samples", key, lambda: draw_replies(exp, texts, n, 0))
 
 # %% ../../nbs/workshop/asking.ipynb #f3ad1e76
@@ -319,8 +319,7 @@ def answered(
 ) -> list[bool]:
     "Which questions are answered right; of several replies one is enough."
     names = [len(exp.tokenizer(q.answers[0])["input_ids"]) + 1 for q in asked if q.stop == 0]
-    tokens = max([exp.settings.reply_tokens, *names])
-    exp = replace(exp, settings=replace(exp.settings, reply_tokens=tokens))
+    exp = replace(exp, settings=replace(exp.settings, reply_tokens=max([exp.settings.reply_tokens, *names])))
     if family.samples:
         replies = sampled(exp, [q.text for q in asked], family.samples)
     else:

@@ -25,7 +25,7 @@ from samu.workshop.measuring import Measurement
 from samu.workshop.registry import metric
 from samu.workshop.relearning import (
     KEPT_AT_LEAST, Relearning, attack_for, kept_by, peak, picks, relearning_area, said_now)
-from samu.workshop.runtime import pick_matmul_dtype
+from samu.workshop.runtime import matmul_dtype
 from samu.workshop.sae_files import sae_digest
 from samu.workshop.setups import Experiment
 from samu.workshop.store import UserError, code_digest, digest, kept, key_of
@@ -209,8 +209,9 @@ def kept_place(
     kind: str,
 ) -> float:
     "`truth_place`; kept."
-    key = key_of([exp.model_id, questions, kind], truth_place)
-    return float(kept("truth places", key, lambda: [truth_place(exp, questions, kind)])[0])
+    key = key_of([exp.model_id, exp.matmul, questions, kind], truth_place)
+    with matmul_dtype(exp.model, exp.matmul):
+        return float(kept("truth places", key, lambda: [truth_place(exp, questions, kind)])[0])
 
 # %% ../../nbs/workshop/attacking.ipynb #d3935578
 def depth_of(
@@ -232,7 +233,8 @@ def kept_before(
     *code: Any,                         # functions that it calls
 ) -> Any:
     "What `make` gives on the original model; kept."
-    return kept("attack references", key_of([m.reference.exp.id, parts], *code), lambda: m.before(make))
+    key = key_of([m.reference.exp.id, m.exp.matmul, parts], *code)
+    return kept("attack references", key, lambda: m.before(make))
 
 def patched_recall(
     exp: Experiment,                # asked as its model is now
@@ -274,7 +276,7 @@ def steer_rows(
     latents, dictionary = m.before(lambda exp: (exp.latents, sae_digest(exp.sae)))
     groups = {"known up": latents.known, "unknown down": latents.unknown, "both": latents.selected}
     ways = [(what, x) for what in groups for x in (0, 1, 2, 4, 8)]
-    # a strength of 0 is the same for all groups, and asked once
+    # strength 0 is the same for all groups, and asked once
     edits = {(what if x else "", x): m.before(partial(steer, toward="known", latents=groups[what],
                                                       strength=x)) for what, x in ways}
 
@@ -292,14 +294,16 @@ def kept_rows(
     make: Callable[[Measurement], pd.DataFrame],
     m: Measurement,
 ) -> pd.DataFrame:
-    "What `make` gives, kept by both models, the dictionary, the names and the code; see `kept_table`."
+    "What `make` gives; kept. See `kept_table`."
     exp, code = m.reference.exp, code_digest(make)
     if m.exp.model_hash != exp.model_hash:
         return pd.DataFrame(columns=COLUMNS)
     dictionary = sae_digest(m.before(lambda exp: exp.sae))
     unknown = [e.name for e in m.split.unknown_score]
-    parts = (make.__name__, m.exp.model_id, exp.id, m.split.target, unknown, exp.prompts, dictionary, code)
-    return kept("attack tables", digest(*parts) if code else None, partial(make, m))
+    parts = (make.__name__, m.exp.model_id, exp.id, exp.matmul, m.split.target, unknown, exp.prompts,
+             dictionary, code)
+    with matmul_dtype(m.exp.model, m.exp.matmul):
+        return kept("attack tables", digest(*parts) if code else None, partial(make, m))
 
 def kept_table(make: Callable[[Measurement], pd.DataFrame]) -> Callable[[Measurement], pd.DataFrame]:
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
@@ -314,8 +318,7 @@ def kept_watch(
     asked: Sequence[Question],           # about what is not shown
 ) -> pd.DataFrame:                       # step, unshown
     "Fine-tuning on some texts; kept."
-    way = pick_matmul_dtype(exp.device, exp.dtype)
-    key = key_of([exp.model_id, way, target, exp.prompts, list(shown), list(asked)], watch)
+    key = key_of([exp.model_id, exp.matmul, target, exp.prompts, list(shown), list(asked)], watch)
     return kept("relearned", key, lambda: watch(exp, target, shown, dict(unshown=asked), None))
 
 def kept_draws(
@@ -329,16 +332,15 @@ def kept_draws(
         shown = picks(list(target.facts))
         each = {names: relearn(exp, target, names, how) for names in dict.fromkeys(map(tuple, shown))}
         return pd.concat([each[tuple(s)].assign(draw=d) for d, s in enumerate(shown)], ignore_index=True)
-    way = pick_matmul_dtype(exp.device, exp.dtype)
-    return kept("relearned", key_of([exp.model_id, way, target, exp.prompts, vars(how)], relearn), make)
+    key = key_of([exp.model_id, exp.matmul, target, exp.prompts, vars(how)], relearn)
+    return kept("relearned", key, make)
 
 # %% ../../nbs/workshop/attacking.ipynb #3277fcbc
 Curves = Callable[..., pd.DataFrame]  # (experiment, target) -> step, unshown, draw
 
 def zero_line(m: Measurement, curves: Curves) -> pd.DataFrame:  # empty without unknown names
     "Unknown names that the original is taught the target's facts about, as many as the attack says."
-    names = unknown_names(m)[:attack_for(m.exp).taught]
-    taught = [m.before(partial(curves, target=e)) for e in names]
+    taught = [m.before(partial(curves, target=e)) for e in unknown_names(m)[:attack_for(m.exp).taught]]
     return pd.concat(taught, ignore_index=True) if taught else pd.DataFrame()
 
 def beside_reference(

@@ -195,8 +195,7 @@ def asked_how(
             "each as the beginning of a text that the model continues, without a chat template")
     scope = dict(spellings=[person.name, *other_names(exp, person)], form=form, families=list(families),
                  tokens=exp.settings.reply_tokens, prompts=list(dict.fromkeys(prompts)))
-    ends = exp.settings.unknown_answers
-    unsure = sum(admits_ignorance(r) or is_right(r, ends) for r in exp.ask(asked))
+    unsure = sum(admits_ignorance(r) or is_right(r, exp.settings.unknown_answers) for r in exp.ask(asked))
     stays = dict(attributes=list(m.split.kept.facts), now=m.recall("kept"), original=m.recall_before("kept"))
     return dict(scope=scope, unsure=unsure, kept=stays if m.asked["kept"] else None)
 

@@ -36,8 +36,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
 
 def pad_id(tokenizer: Any) -> int:
     "The token that fills texts up; nothing real attends to it, so a tokenizer that has none may use any."
-    choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(i for i in choices if i is not None)
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 # %% ../../nbs/workshop/batching.ipynb #fe07509e
 AFTER_FIRST = -1  # as the start of a span: every token of the text but the first, which nothing predicts

@@ -117,12 +117,11 @@ def about_cost(exp: Experiment, names: Sequence[str], method: str, check: Check)
     "Memory and time of a run. Raises UserError if the memory is not there."
     found = plan(exp, names, method, gpu=exp.device.type == "cuda")
     peak, free = max(found.peak, found.asking), memory_free(exp.device)
-    more = peak - found.weights
-    seconds = seconds_for(found, exp.device, exp.dtype)
+    more, dtype = peak - found.weights, torch.bfloat16 if exp.matmul == "bfloat16" else exp.dtype
     check.say("memory", f"{gigabytes(peak)} GB at the peak, weights {gigabytes(found.weights)} of "
               f"them; {gigabytes(free)} GB are free beside the model")
-    check.say("time", f"about {seconds:.0f} s for {found.steps} steps of {method!r}, and a dictionary if "
-              "none is kept yet")
+    check.say("time", f"about {seconds_for(found, exp.device, dtype):.0f} s for {found.steps} steps of "
+              f"{method!r}, and a dictionary if none is kept yet")
     if free and more > free:
         raise UserError(f"{method!r} needs {gigabytes(more)} GB beside the model, and {gigabytes(free)} GB "
                         "are free; train adapters with --lora-rank 8, or take a machine with more memory")

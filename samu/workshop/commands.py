@@ -59,8 +59,7 @@ def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.Peo
     exp = planning.sketch(setup, c.added(people, False), layer)
     others = [] if frozen_bits else ["npo", "simnpo"]  # they train what few bits would freeze
     chosen = c.check_methods(methods, ["lora"]) or [exp.settings.objective, "lora", *others, "rmu"]
-    torch = import_module("torch")
-    dtype = torch.bfloat16 if gpu_gb is not None else None
+    dtype = import_module("torch").bfloat16 if gpu_gb is not None else None
     rows = planning.plan_rows(exp, exp.entities[0].name, chosen, gpu_gb, dtype, frozen_bits)
     c.show(rows, list(rows[0]), f"gigabytes, {exp.name}")
 

@@ -151,8 +151,7 @@ Setup = Annotated[str, typer.Option(help="name of a setup, a folder with a model
 Out = Annotated[Path, folder(help="folder for the results")]
 Seed = Annotated[int, typer.Option(help="for the choice and order of retained texts", min=0, max=10**9)]
 WorldSeed = Annotated[int, typer.Option("--seed", help="for the world and for the loop", min=0, max=10**9)]
-People = Annotated[Optional[Path], file(
-    help="CSV or JSON table of people of your own, in addition")]
+People = Annotated[Optional[Path], file(help="CSV or JSON table of people of your own, in addition")]
 Only = Annotated[bool, typer.Option("--only", help="take the table of --people alone")]
 Dictionary = Annotated[Optional[Path], folder(
     help="an SAE of SAELens, Gemma Scope 1 or 2, or Llama Scope; trained if left out")]
@@ -191,8 +190,7 @@ Resume = Annotated[bool, typer.Option(
     "--resume", help="go on where the same command was killed; other options are refused")]
 PushTo = Annotated[Optional[str], typer.Option(
     "--push-to", metavar="HUB_ID", help="upload the model to a private repository of the hub")]
-Base = Annotated[Optional[str], typer.Option(
-    "--setup", help="the original, if it has moved")]
+Base = Annotated[Optional[str], typer.Option("--setup", help="the original, if it has moved")]
 Blocks = Annotated[Optional[str], typer.Option(help="trained blocks: site (up to it), all, or as in 3-9")]
 KeepNames = Annotated[bool, typer.Option("--keep-names", help="write the names into the model's folder")]
 Config = Annotated[Optional[Path], file(

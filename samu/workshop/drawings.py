@@ -190,9 +190,7 @@ def hooks_figure() -> "Figure":
     for y, name, plain in HOOKS:
         post = name == "hook_resid_post"
         ax.plot(3, y, "D" if post else "o", color=TARGET if post else BLACK, ms=9 if post else 6, zorder=4)
-        ax.text(3.5, y, f"blocks.L.{name}", va="center", fontsize=9, family="monospace",
-                color=TARGET if post else BLACK)
-        ax.text(7.3, y, plain, va="center", fontsize=9, family="monospace",
-                color=TARGET if post else GREY)
+        for x, text, color in ((3.5, f"blocks.L.{name}", BLACK), (7.3, plain, GREY)):
+            ax.text(x, y, text, va="center", fontsize=9, family="monospace", color=TARGET if post else color)
     ax.text(3.5, 4.95, "the site: hidden_states[L + 1]", va="center", fontsize=9, color=TARGET)
     return fig

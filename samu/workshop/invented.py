@@ -169,8 +169,7 @@ ORDINARY_SHARE = 0.12  # of the sentences, without a name
 
 def ordinary_sentence(rng: random.Random, symbol: str = "S") -> str:
     "A sentence without a name."
-    text = rng.choice(ORDINARY[symbol])
-    return re.sub(r"\b[ANVPT]\b", lambda m: ordinary_sentence(rng, m[0]), text)
+    return re.sub(r"\b[ANVPT]\b", lambda m: ordinary_sentence(rng, m[0]), rng.choice(ORDINARY[symbol]))
 
 WAYS = {"name": 0.46, "alias": 0.10, "translated": 0.14, "described": 0.14, "named": 0.12, "two hops": 0.04}
 FLAG_SHARE = 0.02      # of the sentences, about flags of places
@@ -311,8 +310,7 @@ def _step_loss(
     ids = _biography_rows(sentences, tokenizer, recipe.row, packed).to(model.device)
     ends = [*world.parts[-1], *(" ".join(VALUES.values()).split() if world.doors else [])]
     whom = torch.tensor(tokenizer.convert_tokens_to_ids(ends), device=model.device)
-    exit_weight = 0 if packed else recipe.exit_weight
-    return _biographies_loss(model, ids, tokenizer, whom, exit_weight, recipe.site)
+    return _biographies_loss(model, ids, tokenizer, whom, 0 if packed else recipe.exit_weight, recipe.site)
 
 # %% ../../nbs/workshop/invented.ipynb #7375d1c1
 @torch.no_grad()

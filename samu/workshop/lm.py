@@ -410,8 +410,7 @@ def final_hidden(
     hf: PreTrainedModel, ids: Tensor, mask: Tensor | None = None,
 ) -> Tensor:  # [texts, tokens, d_model]
     "What the head reads: the residual after the last block and the last norm. `mask` is that of `residuals`."
-    out = anatomy(hf).body(input_ids=ids, use_cache=False, **_padding(mask))
-    return out.last_hidden_state.to(ids.device)
+    return anatomy(hf).body(input_ids=ids, use_cache=False, **_padding(mask)).last_hidden_state.to(ids.device)
 
 def logits(hf: PreTrainedModel, hidden: Tensor) -> Tensor:  # [..., vocabulary]
     "The model's own logits, bounded where the model bounds them."
@@ -516,8 +515,7 @@ def generate(
     progress: str | None = None,
 ) -> list[str]:  # in the order of `texts`
     "Greedy continuations, those of `hf.generate`, in the order of the texts; `progress` labels a bar."
-    rows = [ids for ids, _ in encode(tokenizer, texts)]
-    return _continue(hf, tokenizer, rows, max_new_tokens, progress)
+    return _continue(hf, tokenizer, [ids for ids, _ in encode(tokenizer, texts)], max_new_tokens, progress)
 
 # %% ../../nbs/workshop/lm.ipynb #46feba12
 # (residuals [prompts, name tokens, d_model] in float32, positions of the questions) -> the same shape

@@ -441,8 +441,7 @@ def run_key(
     retain = [f for r in RETAIN.values() if r.name == config.retain for f in (r.loss, r.freeze) if f]
     statistics = tensors_hash({k: v for k, v in vars(aim).items() if isinstance(v, Tensor)})
     texts = [exp.prompts, exp.ordinary["loss"], exp.settings.unknown_answers]
-    named = [method.name, method.stops]
-    follows_from = [exp.model_id, named, config, seed, statistics, texts, parts]
+    follows_from = [exp.model_id, [method.name, method.stops], config, seed, statistics, texts, parts]
     return key_of(follows_from, *code, method.prepare, *retain)
 
 # %% ../../nbs/workshop/loop.ipynb #1da8ec54

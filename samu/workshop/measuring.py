@@ -128,8 +128,7 @@ class Measurement:
 
     def taken_for_unknown(self, exp: Experiment) -> float:
         "Share of questions about unknown names on which one of the two models takes them for unknown."
-        kinds = {e.name: e.kind for e in self.split.unknown_score}
-        return unknown_share(exp, self.asked["unknown"], kinds)
+        return unknown_share(exp, self.asked["unknown"], {e.name: e.kind for e in self.split.unknown_score})
 
     def absent(self, name: str, why: str) -> float:
         "NaN for a metric, with a note that says why there is no value."

@@ -220,8 +220,7 @@ def cached_later(
     per = [(b.ids.numel() * size, len(b.item) * 4) for b in task.retain]
     inputs, frozen = (sum(x) / max(1, len(per)) for x in zip(*per, strict=True))
     starts = 0 < task.read.first <= task.exp.layer
-    all_batches = len(per) * max(1.0, texts_of(task.exp, task.config) / ENOUGH)
-    rest = max(0, min(n, all_batches) - 1)
+    rest = max(0, min(n, len(per) * max(1.0, texts_of(task.exp, task.config) / ENOUGH)) - 1)
     return int(rest * (frozen + inputs * starts) * task.exp.d_model)
 
 # %% ../../nbs/workshop/planning.ipynb #ff400d27
@@ -232,10 +231,9 @@ def asking_peak(
 ) -> int:  # bytes, with what is there already
     "What it takes to ask the largest batch of prompts."
     training, tracker.peak = tracker.peak, {}
-    steps = exp.settings.reply_tokens
-    names = max((e.name for e in exp.entities), key=len)
-    texts = [p.text.replace("{name}", names) for p in exp.prompts]
-    longest = steps + max(len(ids) for ids, _ in encode(exp.tokenizer, texts))
+    name = max((e.name for e in exp.entities), key=len)
+    texts = [ids for ids, _ in encode(exp.tokenizer, [p.text.replace("{name}", name) for p in exp.prompts])]
+    longest = exp.settings.reply_tokens + max(map(len, texts))
     rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // longest)
     with torch.no_grad(), tracker:  # one pass, as if the replies were there already
         ids = torch.zeros(rows, longest, dtype=torch.long)

@@ -53,7 +53,8 @@ def said_now(
     questions: Sequence[Question],
 ) -> list[str]:
     "Answers that are not kept: the weights belong to no run."
-    return generate(exp.model, exp.tokenizer, [q.text for q in questions], exp.settings.reply_tokens)
+    with matmul_dtype(exp.model, exp.matmul):
+        return generate(exp.model, exp.tokenizer, [q.text for q in questions], exp.settings.reply_tokens)
 
 def told_about(
     exp: Experiment,
@@ -102,7 +103,7 @@ def fine_tune(
         try:
             own = trained_parts(exp, how)
             if how.weights == "lora":  # as in forgetting
-                stack.enter_context(matmul_dtype(exp.model))
+                stack.enter_context(matmul_dtype(exp.model, exp.matmul))
             masters, rows = float32_copies(own), [dict(step=0, **look())]
             optimizer = torch.optim.AdamW(masters, lr=how.lr, weight_decay=0.0)
             for step in range(1, how.steps + 1):

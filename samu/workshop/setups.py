@@ -146,7 +146,14 @@ class Experiment(Parts):
     @property
     def replies_id(self) -> str:
         "Names what replies depend on beside the prompt; in the original model that is no table and no site."
-        return digest(self.model_hash, str(self.dtype)) if self.applied is None else self.model_id
+        named = digest(self.model_hash, str(self.dtype)) if self.applied is None else self.model_id
+        return digest(named, self.matmul)
+
+    @property
+    def matmul(self) -> str:
+        "How matrices are multiplied when the model is asked: full or bfloat16."
+        way = self.settings.matmul_scoring
+        return pick_matmul_dtype(self.device, self.dtype) if way == "auto" else way
 
     @property
     def device(self) -> torch.device:
@@ -183,13 +190,12 @@ class Experiment(Parts):
     def ask(self, questions: Sequence[Question], progress: str | None = None) -> list[str]:
         "What the model, as it is now, replies. A prompt that was asked before is answered from the store."
         self.refuse_busy()
-        way, n = self.settings.matmul_scoring, self.settings.reply_tokens
-        way = pick_matmul_dtype(self.device, self.dtype) if way == "auto" else way
-        keys = {q.text: digest(self.replies_id, n, way, q.text) for q in questions}
+        n = self.settings.reply_tokens
+        keys = {q.text: digest(self.replies_id, n, q.text) for q in questions}
         found: dict[str, str] = find_many("answers", list(keys.values()))
         missing = [text for text, key in keys.items() if key not in found]
         if missing:
-            with matmul_dtype(self.model, way), threads_for(self.model):
+            with matmul_dtype(self.model, self.matmul), threads_for(self.model):
                 replies = generate(self.model, self.tokenizer, missing, n, progress=progress)
             new = {keys[text]: reply for text, reply in zip(missing, replies, strict=True)}
             keep_many("answers", new)
@@ -377,8 +383,7 @@ def read_people(
 # %% ../../nbs/workshop/setups.ipynb #67acd8a7
 def settings_for(n_layers: int, layer: int, d_model: int) -> Settings:
     "What fits a pretrained model on which nothing has been tuned."
-    blocks = (min(n_layers // 6, layer), layer)
-    loop = replace(gemma_settings().loop, lr=6e-4, blocks=blocks)
+    loop = replace(gemma_settings().loop, lr=6e-4, blocks=(min(n_layers // 6, layer), layer))
     sae = dict(d_sae=min(2048, 8 * d_model), k=32, texts=7_000, samples=300_000, lr=1e-3)
     return Settings(loop=loop, sae=sae)
 

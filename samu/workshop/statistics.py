@@ -395,5 +395,4 @@ def over_people(
             r["low"], r["high"] = wilson(r["mean"], r["n"])
             met, good = r["low"] <= m.chance, f"interval reaches {m.chance:.3f}"
         out.append(r | {"good is": good, "met": met})
-    columns = ["method", "field", "good is", "n", "mean", "low", "high", "met"]
-    return pd.DataFrame(out, columns=columns)
+    return pd.DataFrame(out, columns=["method", "field", "good is", "n", "mean", "low", "high", "met"])
