@@ -332,6 +332,8 @@ SAME_SENTENCE = [  # as one of the above: (exercise, a wrong answer, words)
     ("weak_test", lambda k, u, n: (k.mean(0) - u.mean(0)).abs().topk(n), "numbers of the latents"),
     ("weak_test", varying_only, "same on every name"),
     ("my_attack", attacked("{q.text} "), "own prompts"),
+    ("p_value", lambda d, o: (len(o) - int(torch.searchsorted(o, torch.tensor(d))) + 1) / (len(o) + 1), "is right"),  # only if sorted
+    ("pre_activation", lambda h, W, b, c: torch.stack([(x - c) @ W + b for x in h[0]]), "its shape"),  # [d] to [tokens, d]
 ]
 
 

@@ -360,7 +360,7 @@ def check_split_by_person(f: Callable[..., Any]) -> None:
 # %% ../../nbs/workshop/checks.ipynb #4b9d1e4c
 def check_pre_activation(f: Callable[..., Any]) -> None:
     "`pre_activation(h, W_enc, b_enc, b_dec)` gives z [..., latents]."
-    cases = [(numbers(5, 4), numbers(4, 6, seed=1), numbers(6, seed=2), numbers(4, seed=3))]
+    cases = [(numbers(2, 5, 4), numbers(4, 6, seed=1), numbers(6, seed=2), numbers(4, seed=3))]
     by_mistake(f, lambda h, W, b, c: (h - c) @ W + b, cases, {
         "b_dec was not taken off; the decoder adds it at the end, so the encoder must begin without it":
             lambda h, W, b, c: h @ W + b,
