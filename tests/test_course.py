@@ -18,7 +18,7 @@ from notebook_cases import forked, run_notebook
 from samu.workshop import checks, checks_forgetting, course
 from samu.workshop.checks import NotYet
 from samu.workshop.registry import UserError
-from samu.workshop.tables import plain
+from samu.workshop.tables import is_right, plain
 
 CHECKS = {**vars(checks), **vars(checks_forgetting)}
 
@@ -83,11 +83,11 @@ def detached(hf, ids, block):
     return caught["h"]
 
 
-def dealt(key=sorted, draw=random.Random, overlap=0, turn=False):
+def dealt(key=sorted, draw=random.Random, overlap=0, turn=False, whole=round):
     def deal(names, share, seed):
         names = list(key(names))
         draw(seed).shuffle(names)
-        cut = round((1 - share if turn else share) * len(names))
+        cut = whole((1 - share if turn else share) * len(names))
         return names[: cut + overlap], names[cut:]
 
     return deal
@@ -98,8 +98,8 @@ def people(seed_used=True, rows=False):
         draw = torch.Generator().manual_seed(seed if seed_used else 0)
         if rows:
             return torch.rand(len(person), generator=draw) < 0.5
-        order = torch.randperm(40, generator=draw)
-        return torch.isin(person, order[:20])
+        half = person.unique()[torch.randperm(40, generator=draw)[:20]]
+        return torch.isin(person, half)
 
     return split
 
@@ -107,7 +107,8 @@ def people(seed_used=True, rows=False):
 def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=True, grad=False, first=False, thaw=True, **more):
     "The loop of chapter 05 with one thing left out."
 
-    more = dict(clip=True, decay=0, weight=1, rate=1, spread=torch.var, mixed=False, same=False, part=None, fewer=0) | more
+    more = dict(clip=True, decay=0, weight=1, rate=1, spread=torch.var, mixed=False, same=False, part=None, fewer=0,
+                slope=True, times=1, add=True) | more
     set_to = SimpleNamespace(**more)
 
     def forget(weights, residual, target, keep, forget_loss, retain_loss, steps, lr, retain_weight, batch):
@@ -118,10 +119,12 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
         optimizer = torch.optim.AdamW(weights, lr=lr * set_to.rate, weight_decay=set_to.decay)
         for _ in range(steps - set_to.fewer):
             some = torch.arange(batch) if set_to.same else torch.randperm(len(keep))[: len(keep) if all_kept else batch]
-            h = residual([keep[i] for i in some])
+            with torch.set_grad_enabled(set_to.slope):
+                h = residual([keep[i] for i in some])
             was = h.detach() if frozen_now else frozen[: len(some)] if set_to.mixed else frozen[some]
             loss = sign * forget_loss(residual(target[: set_to.part]))
-            loss = loss + set_to.weight * retain_weight * retain_loss(h, was, scale) if hold else loss
+            held = set_to.weight * retain_weight * retain_loss(h, was, scale) if hold else 0
+            loss = set_to.times * loss + (held if set_to.add else 0)
             if first:
                 optimizer.zero_grad(set_to_none=False)
             loss.backward(retain_graph=grad)
@@ -134,9 +137,9 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
     return forget
 
 
-def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.relu, unit=1, clip=1.0):
+def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.relu, unit=1, clip=1.0, frozen_slope=False):
     def forget_page(weights, read, target, keep, mu_K, mu_U, sd, steps=90):
-        frozen = read(keep).detach()
+        frozen = read(keep) if frozen_slope else read(keep).detach()
         for p in weights:
             p.requires_grad_(True)
         optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0)
@@ -180,7 +183,7 @@ MISTAKES = {
     "forget_page": [(page(weight=0), "others moved"), (page(empty=False), "left over"),
                     (page(turned=True), "moved away from the unknown"), (page(step=False), "no weight has changed"),
                     (page(spread=False), "in spreads"), (page(push=torch.zeros_like), "push away"), (page(push=torch.clone), "of each text"),
-                    (page(unit=0), "by its scale"), (page(weight=1500), "counts 3 times"), (page(clip=None), "clip the gradient")],
+                    (page(frozen_slope=True), "no_grad"), (page(unit=0), "by its scale"), (page(weight=1500), "counts 3 times"), (page(clip=None), "clip the gradient")],
     "ask": [(lambda p, n: (p.format(name=n), p.index("{"), p.index("{") + len(n) - 1), "one past"),
             (lambda p, n: (p.format(name=n), p.index("{"), p.index("}") + 1), "before it was filled"),
             (lambda p, n: (p.format(name=n), p.format(name=n).index(n), p.format(name=n).index(n) + len(n)), "twice"),
@@ -189,11 +192,13 @@ MISTAKES = {
     "right": [(lambda r, a: any(x in whole(r, a)[0] for x in whole(r, a)[1] if x), "whole words"),
               (lambda r, a: any(x.lower() in r.lower().split() for x in a), "full stops"),
               (lambda r, a: any(f" {x} " in f" {' '.join(plain(r).split()[:6])} " for x in whole(r, a)[1] if x), "first line"),
-              (lambda r, a: f" {whole(r, a)[1][0]} " in whole(r, a)[0], "any of the accepted")],
+              (lambda r, a: f" {whole(r, a)[1][0]} " in whole(r, a)[0], "any of the accepted"),
+              (lambda r, a: any(f" {x} " in f" {' '.join(whole(r, a)[0].split()[:5])} " for x in whole(r, a)[1] if x), "sixth word"),
+              (lambda r, a: is_right(r, a) or None, "needs a return")],
     "left": [(lambda r, p: r - p, "difference"), (lambda r, p: r / p, "ratio"), (lambda r, p: (r - p) / p, "1 - prior"),
              (lambda r, p: abs(r - p) / (1 - p), "abs hides"), (lambda r, p: 100 * (r - p) / (1 - p), "100 times"),
              (lambda r, p: round((r - p) / (1 - p), 2), "do not round"), (lambda r, p: (1 - r) / (1 - p), "still empty")],
-    "deal": [(dealt(overlap=3), "both parts"), (dealt(key=list), "order of the list"), (dealt(turn=True), "gave it to the scores"),
+    "deal": [(dealt(overlap=3), "both parts"), (dealt(key=list), "order of the list"), (dealt(turn=True), "gave it to the scores"), (dealt(whole=int), "so 29, not 28"),
              (lambda names, share, seed: dealt()(names, share, seed)[0], "two lists"),
              (dealt(draw=lambda seed: random.Random()), "same seed"), (dealt(draw=lambda seed: random.Random(0)), "another seed")],
     "residual_after": [(states(0), "goes into the block"), (states(1), "final norm"), (mlp_output, "MLP"),
@@ -207,14 +212,22 @@ MISTAKES = {
                   (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]),
                                  torch.tensor([max(map(len, r)) - 1 for x in r])), "last column"),
                   (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]),
-                                 torch.tensor([len(x) for x in r])), "counted from 0")],
+                                 torch.tensor([len(x) for x in r])), "counted from 0"),
+                  (lambda r, p: (torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in r], padding_value=p),
+                                 torch.tensor([len(x) - 1 for x in r])), "its shape is [4, 3]"),
+                  (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]).float(),
+                                 torch.tensor([len(x) - 1 for x in r])), "whole numbers")],
     "cut_after_name": [(lambda n, ps: [p[: p.index("{name}")] + n for p in ps], "several times"),
                        (lambda n, ps: [p.replace("{name}", n) for p in ps], "goes on after"),
                        (lambda n, ps: list({p[: p.index("{name}")] + n for p in ps})[::-1], "order"),
-                       (lambda n, ps: list(dict.fromkeys(p[: p.index("}") + 1] for p in ps)), "still has")],
+                       (lambda n, ps: list(dict.fromkeys(p[: p.index("}") + 1] for p in ps)), "still has"),
+                       (lambda n, ps: dict.fromkeys(p[: p.index("{name}")] + n for p in ps), "1 value (dict)"),
+                       (lambda n, ps: list(dict.fromkeys((p[: p.index("{")] + n)[: p.format(name=n).index(n) + len(n)] for p in ps)),
+                        "'Not Ada, Ada' is right")],
     "split_by_person": [(people(rows=True), "learn names by heart"), (people(seed_used=False), "another seed"),
                         (lambda person, seed: torch.ones(len(person), dtype=torch.bool), "empty"),
-                        (lambda person, seed: person.float(), "boolean mask")],
+                        (lambda person, seed: person.float(), "boolean mask"),
+                        (lambda person, seed: (people()(person, seed), ~people()(person, seed)), "one boolean mask")],
     "pre_activation": [(lambda h, W, b, c: h @ W + b, "was not taken off"), (lambda h, W, b, c: F.relu((h - c) @ W + b), "the activation"),
                        (lambda h, W, b, c: (h - c) @ W, "b_enc is missing")],
     "keep_k": [(lambda z, k: z.relu() * (z >= z.sort(0, descending=True).values[k - 1]), "over tokens"),
@@ -267,7 +280,7 @@ MISTAKES = {
                (loop(grad=True), "no_grad"), (loop(thaw=False), "come frozen"), (loop(clip=False), "longer than 1"),
                (loop(decay=0.01), "weight_decay=0"), (loop(weight=0.2), "counts 10 times"), (loop(rate=0.5), "step size"),
                (loop(spread=torch.std), "scale is the variance"), (loop(mixed=True), "frozen[some]"), (loop(same=True), "same texts"),
-               (loop(part=2), "all target texts"), (loop(fewer=10), "50 steps")],
+               (loop(part=2), "all target texts"), (loop(slope=False), "sends nothing back"), (loop(times=50), "counts 50 times"), (loop(fewer=10), "50 steps")],
     "recall_left": [(lambda r, p, o: r - p, "excess"), (lambda r, p, o: r / o, "prior has no part"), (lambda r, p, o: (r - p) / o, "has the prior in it"),
                     (lambda r, p, o: max((r - p) / (o - p), 0), "do not clip"), (lambda r, p, o: min((r - p) / (o - p), 1), "clip at 1"),
                     (lambda r, p, o: (r - p) / (1 - p), "not by 1 - prior"), (lambda r, p, o: abs(r - p) / (o - p), "abs hides")],
@@ -276,7 +289,8 @@ MISTAKES = {
                 (lambda d, o: sum(x >= d for x in o.tolist()) + 1 / (len(o) + 1), "bracket")],
     "weak_test": [(lambda k, u, n: ((k.mean(0) - u.mean(0)) / u.std(0)).topk(n, largest=False).indices, "either direction"),
                   (lambda k, u, n: torch.arange(20, 24), "same on every name"), (lambda k, u, n: torch.zeros(n, dtype=torch.long), "different latents"),
-                  (lambda k, u, n: torch.arange(30) < 3, "numbers of the latents")],
+                  (lambda k, u, n: torch.arange(30) < 3, "numbers of the latents"),
+                  (lambda k, u, n: ((k.mean(0) - u.mean(0)).abs() + 9 * (u.std(0) == 0)).topk(n, largest=False).indices, "in spreads")],
     "hide": [(lambda h, W, g: h + 0, "nothing has moved"), (lambda h, W, g: h + (g - h @ W) @ W.T, "right angles"),
              (lambda h, W, g: (g @ torch.linalg.pinv(W)).repeat(len(h), 1), "nothing else left")],
     "npo": [(lambda p, r, b: -2 / b * F.logsigmoid(b * (p - r)).mean(), "likelier"), (lambda p, r, b: -2 / b * F.logsigmoid(-b * p).mean(), "original"),
@@ -288,7 +302,7 @@ MISTAKES = {
     "my_attack": [(attacked("{q.text}"), "own prompts"), (attacked("{q.answers[0]} {q.text}"), "own answer"), (attacked("zzz {q.text}"), "never seen"),
                   (attacked(of=lambda asked, new: [new(q, "who plays the") for q in asked]), "mark the name"),
                   (attacked("the old river sings {q.name} the river sings near the"), "cannot answer"),
-                  (attacked(of=lambda asked, new: [q.text + " the" for q in asked]), "these are texts")],
+                  (attacked(of=lambda asked, new: [q.text + " the" for q in asked]), "these are no questions")],
     "culprit": [(lambda s: max(s, key=lambda n: sum(abs(x) for x in s[n])), "usual mistakes"),
                 (lambda s: checks_forgetting.most_unusual(s, two_sided=False), "too high"),
                 (lambda s: checks_forgetting.most_unusual(s, by_unit=False), "units"), (lambda s: list(s).index(checks_forgetting.most_unusual(s)), "not its number"),
@@ -304,6 +318,23 @@ MISTAKES = {
               (lambda a, b: F.cross_entropy(a, b.softmax(-1)), "cross-entropy"),
               (lambda a, b: F.kl_div(a.log_softmax(-1), b.softmax(-1), reduction="none").mean(), "sum over words")],
 }
+
+
+def varying_only(k, u, n):
+    vary = u.std(0) > 1e-6
+    return ((k.mean(0) - u.mean(0)).abs() / u.std(0))[vary].topk(n, largest=False).indices
+
+
+SAME_SENTENCE = [  # as one of the above: (exercise, a wrong answer, words)
+    ("pad_right", lambda r, p: ([x + [p] * (max(map(len, r)) - len(x)) for x in r], [len(x) - 1 for x in r]), "whole numbers"),
+    ("split_by_person", lambda person, seed: people()(person.sort().values, seed), "learn names by heart"),
+    ("forget", loop(add=False), "sends nothing back"),
+    ("weak_test", lambda k, u, n: (k.mean(0) - u.mean(0)).abs().topk(n), "numbers of the latents"),
+    ("weak_test", varying_only, "same on every name"),
+    ("my_attack", attacked("{q.text} "), "own prompts"),
+    ("p_value", lambda d, o: (len(o) - int(torch.searchsorted(o, torch.tensor(d))) + 1) / (len(o) + 1), "is right"),  # only if sorted
+    ("pre_activation", lambda h, W, b, c: torch.stack([(x - c) @ W + b for x in h[0]]), "its shape"),  # [d] to [tokens, d]
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -344,6 +375,12 @@ def test_mistakes_are_told_apart(exercise, exp):
         assert words in str(error.value), (words, str(error.value))
         said.append(str(error.value))
     assert len(set(said)) == len(said) >= 3
+
+
+@pytest.mark.parametrize("exercise, wrong, words", SAME_SENTENCE)
+def test_other_ways_to_the_same_mistake(exercise, wrong, words, exp):
+    with pytest.raises(NotYet, match=words):
+        check(exercise, wrong, exp)
 
 
 @pytest.mark.parametrize("exercise", MISTAKES)

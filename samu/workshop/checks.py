@@ -38,20 +38,20 @@ def passed(f: Callable[..., Any]) -> None:
 # %% ../../nbs/workshop/checks.ipynb #92d74639
 def given(
     f: Callable[..., Any],  # the reader's function
-    *args: Any,             # it gets copies of them
-    **options: Any,
+    *args: Any,
+    copied: bool = True,    # whether it gets copies of them
 ) -> Any:
     "What a reader's function gives. Raises NotYet where there is nothing yet."
     if not callable(f):
         raise NotYet("not done yet: the checker wants the function itself, without brackets")
     try:
-        out = f(*deepcopy(args), **deepcopy(options))
+        out = f(*(deepcopy(args) if copied else args))
     except NotImplementedError as e:
         what = f" ({e})" if str(e) else ""
         raise NotYet(f"not done yet: {f.__name__} has no body of yours{what}; write it, run its cell, "
                      "and run this one again") from None
     if out is None or out is Ellipsis:
-        raise NotYet(f"not done yet: {f.__name__} returns nothing")
+        raise NotYet(f"not done yet: {f.__name__} returns nothing; each way through needs a return")
     return out
 
 # %% ../../nbs/workshop/checks.ipynb #eac9d55b
@@ -91,14 +91,14 @@ def factor(
 ) -> str:  # a sentence; empty if it is no such thing
     "Whether all numbers are the right ones but for one factor, or for rounding."
     pairs = [(as_numbers(g), as_numbers(w)) for g, w in zip(got, wanted, strict=True)]
-    if any(x.shape != y.shape for x, y in pairs):
+    if any(x.shape != y.shape or not x.numel() for x, y in pairs):
         return ""
     x, y = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
     ratio = (x / y)[y.abs() > 1e-6]
     if len(ratio) > 1 and ratio[0].isfinite() and ratio[0] != 0 and same(x, y * ratio[0]):
         return "the sign is the other way round" if same(x, -y) else \
             f"every number is {ratio[0].item():.4g} times the right one"
-    return "nearly right; do not round" if x.numel() and torch.allclose(x, y, rtol=0, atol=.006) else ""
+    return "nearly right; do not round" if torch.allclose(x, y, rtol=0, atol=.006) else ""
 
 def difference(
     got: Any,
@@ -107,8 +107,8 @@ def difference(
     "Where a value differs from the right one."
     if isinstance(wanted, (tuple, list)):
         rows = list(got) if isinstance(got, (tuple, list)) else [got]
-        if len(rows) != len(wanted):
-            return f"it gives {len(rows)} value{'s' * (len(rows) != 1)} where {len(wanted)} are wanted"
+        if (n := len(rows)) != len(wanted):
+            return f"it gives {n} value{'s' * (n != 1)} ({type(got).__name__}) where {len(wanted)} are wanted"
         i = next((i for i, pair in enumerate(zip(rows, wanted)) if not same(*pair)), 0)
         return f"of the {len(wanted)} values, number {i + 1} is wrong: {difference(rows[i], wanted[i])}"
     x, y = as_numbers(got), as_numbers(wanted)
@@ -148,7 +148,7 @@ def by_mistake(
         if all(same(g, wrong(*deepcopy(args))) for g, args in zip(got, cases, strict=True)):
             fail(f, sentence)
     g, w = next((g, w) for g, w in zip(got, wanted, strict=True) if not same(g, w))
-    fail(f, f"{factor(got, wanted) or difference(g, w)}; none of the usual mistakes explains it")
+    fail(f, factor(got, wanted) or f"{difference(g, w)}; none of the usual mistakes explains it")
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     "Normal random numbers, always the same."
@@ -186,6 +186,7 @@ def check_right(f: Callable[..., Any]) -> None:
              ("\n\nbasketball\nfootball", ["football"], "only the first line that says something counts"),
              ("\n\nbasketball\nfootball", ["basketball"], "empty lines in front do not count as the first"),
              (" well, one two three four five basketball", ["basketball"], "only the first six words count"),
+             ("he is paid to play basketball", ["basketball"], "the sixth word counts, too"),
              ("", ["basketball"], "an empty reply is not right"),
              (" basketball", ["", "golf"], "an empty answer matches nothing")]
     by_case(f, [((r, a), is_right(r, a), sentence) for r, a, sentence in cases])
@@ -209,7 +210,7 @@ def check_left(f: Callable[..., Any]) -> None:
 # %% ../../nbs/workshop/checks.ipynb #ffd37bc5
 def check_deal(f: Callable[..., Any]) -> None:
     "`deal(names, share, seed)` gives two lists of names: for losses, for scores."
-    names = [f"name {i}" for i in range(50)]
+    names = [f"name {i}" for i in range(48)]
     parts = given(f, names, .6, 0)
     if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         fail(f, "give two lists: the names for losses, and the names for scores")
@@ -219,10 +220,10 @@ def check_deal(f: Callable[..., Any]) -> None:
         fail(f, "some names are in both parts; a name that a loss has read cannot measure any more")
     if loss | score != set(names):
         fail(f, "some names have no role")
-    if len(loss) == 20:
+    if len(loss) == 19:
         fail(f, "share is the part for the losses; you gave it to the scores")
-    if len(loss) != 30:
-        fail(f, f"60 % of 50 names are 30, not {len(loss)}")
+    if len(loss) != 29:
+        fail(f, f"60 % of 48 names are 28.8, so 29, not {len(loss)}")
     if set(again[0]) != loss:
         fail(f, "two calls with the same seed give different roles; draw with random.Random(seed)")
     if set(given(f, names[::-1], .6, 0)[0]) != loss:
@@ -264,12 +265,7 @@ def check_residual_after(f: Callable[..., Any]) -> None:
         hf = tiny_llama()
         hf(ids, output_hidden_states=True)  # transformers keeps hooks of its own from the first such call on
         before = sum(len(m._forward_hooks) for m in hf.modules())
-        try:
-            got = f(hf, ids, block)
-        except NotImplementedError:
-            got = given(f, hf, ids, block)
-        if got is None:
-            given(f, hf, ids, block)
+        got = given(f, hf, ids, block, copied=False)
         if not isinstance(got, Tensor):
             fail(f, f"a {type(got).__name__} came, not a tensor; of a tuple, the first item is the residual")
         if sum(len(m._forward_hooks) for m in hf.modules()) > before:
@@ -297,10 +293,12 @@ def check_pad_right(f: Callable[..., Any]) -> None:
                 torch.tensor([len(r) - 1 for r in rows]))
 
     def left(rows: list[list[int]], pad: int) -> Tensor:
-        longest = max(map(len, rows))
-        return torch.tensor([[pad] * (longest - len(r)) + r for r in rows])
+        return padded([r[::-1] for r in rows], pad)[0].flip(1)
 
     cases = [([[1, 5, 6], [1, 7], [1, 8, 9, 4]], 0), ([[2]], 9), ([[3, 3, 3], [4]], 7)]
+    ids = next(iter(given(f, *cases[0])))
+    if not isinstance(ids, Tensor) or ids.is_floating_point():
+        fail(f, "ids must be a tensor of whole numbers, torch.long")
     by_mistake(f, padded, cases, {
         "padding on the left shifts every position; put it behind, where a causal model cannot see it":
             lambda r, p: (left(r, p), padded(r, p)[1]),
@@ -330,7 +328,7 @@ def check_cut_after_name(f: Callable[..., Any]) -> None:
     if isinstance(got, (tuple, list)) and list(got) != wanted and sorted(map(str, got)) == sorted(wanted):
         fail(f, "the texts are right, their order is not; keep the prompts' order, so that a run can be "
                 "repeated")
-    by_mistake(f, right, [("Bipo Gifen", loss), ("Ada", ["{name} was", "The {name} is", "{name} has"])], {
+    by_mistake(f, right, [("Bipo Gifen", loss), ("Ada", ["{name} was", "A {name} is", "Not Ada, {name}"])], {
         "the same text comes several times; what stands behind the name is cut, so several prompts agree":
             lambda n, ps: [p.split("{name}")[0] + n for p in ps],
         "the text goes on after the name; cut it there":
@@ -341,10 +339,12 @@ def check_cut_after_name(f: Callable[..., Any]) -> None:
 
 def check_split_by_person(f: Callable[..., Any]) -> None:
     "`split_by_person(person, seed)` gives a mask [rows]: True where a row is for fitting."
-    person = torch.arange(40).repeat_interleave(5)
-    mask, again, other = (torch.as_tensor(given(f, person, seed)) for seed in (0, 0, 1))
-    if mask.shape != person.shape or mask.dtype != torch.bool:
-        fail(f, f"give a boolean mask of {len(person)} rows, not {shown(mask)} of type {mask.dtype}")
+    person = torch.arange(3, 123, 3).repeat(5)
+    got = [given(f, person, seed) for seed in (0, 0, 1)]
+    mask, again, other = map(as_numbers, got)
+    if mask.shape != person.shape or torch.as_tensor(got[0]).dtype != torch.bool:
+        fail(f, f"give one boolean mask of {len(person)} rows, not {shown(got[0])}")
+    mask = mask.bool()
     if mask.all() or not mask.any():
         fail(f, "one of the two sides is empty")
     if len(set(person[mask].tolist()) & set(person[~mask].tolist())):
@@ -360,7 +360,7 @@ def check_split_by_person(f: Callable[..., Any]) -> None:
 # %% ../../nbs/workshop/checks.ipynb #4b9d1e4c
 def check_pre_activation(f: Callable[..., Any]) -> None:
     "`pre_activation(h, W_enc, b_enc, b_dec)` gives z [..., latents]."
-    cases = [(numbers(5, 4), numbers(4, 6, seed=1), numbers(6, seed=2), numbers(4, seed=3))]
+    cases = [(numbers(2, 5, 4), numbers(4, 6, seed=1), numbers(6, seed=2), numbers(4, seed=3))]
     by_mistake(f, lambda h, W, b, c: (h - c) @ W + b, cases, {
         "b_dec was not taken off; the decoder adds it at the end, so the encoder must begin without it":
             lambda h, W, b, c: h @ W + b,
@@ -376,20 +376,15 @@ def check_keep_k(f: Callable[..., Any]) -> None:
         best = z.topk(k, dim=-1)
         return torch.zeros_like(z).scatter(-1, best.indices, best.values.relu())
 
-    def over(z: Tensor, k: int) -> Tensor:
-        return z.relu() * (z >= z.topk(k, dim=0).values[-1])
-
-    def batch(z: Tensor, k: int) -> Tensor:
-        return z.relu() * (z >= z.flatten().topk(k * len(z)).values[-1])
-
     by_mistake(f, right, [(numbers(5, 7), 2), (numbers(4, 6, seed=1) - 1, 3)], {
         "the largest were taken over tokens; each token keeps its own k latents, so take them along the "
-        "last dimension": over,
+        "last dimension": lambda z, k: z.relu() * (z >= z.topk(k, dim=0).values[-1]),
         "negative values stayed; a latent is on or off, so put a ReLU behind":
             lambda z, k: torch.zeros_like(z).scatter(-1, z.topk(k).indices, z.topk(k).values),
         "those are the k values alone; put each back at its latent, with zeros elsewhere":
             lambda z, k: z.topk(k).values.relu(),
-        "those are the largest of the whole batch: BatchTopK; here each token keeps k": batch,
+        "those are the largest of the whole batch: BatchTopK; here each token keeps k":
+            lambda z, k: z.relu() * (z >= z.flatten().topk(k * len(z)).values[-1]),
         "everything positive is on; only k latents of each token stay": lambda z, k: z.relu(),
         "those are the largest in size; a latent that is far below 0 is off":
             lambda z, k: z.relu() * (z.abs() >= z.abs().topk(k).values[..., -1:]),
@@ -466,11 +461,8 @@ def check_separation(f: Callable[..., Any]) -> None:
 
 def check_worst(f: Callable[..., Any]) -> None:
     "`worst(by_kind)`: scores [kinds, latents] -> [latents]."
-    def right(s: Tensor) -> Tensor:
-        return s.min(0).values.clamp(min=0) + s.max(0).values.clamp(max=0)
-
     cases = [(torch.tensor([[.9, .8, -.7, .5], [.1, .7, -.6, -.5]]),), (numbers(3, 9),)]
-    by_mistake(f, right, cases, {
+    by_mistake(f, lambda s: s.min(0).values.clamp(min=0) + s.max(0).values.clamp(max=0), cases, {
         "that is the mean; a latent that knows only athletes would still score": lambda s: s.mean(0),
         "the minimum is the best of an unknown latent, not its worst; the score nearest to zero counts":
             lambda s: s.min(0).values,
@@ -507,9 +499,6 @@ def check_steered(f: Callable[..., Any]) -> None:
     "`steered(h, a, W_dec, goal, chosen, strength)` moves the chosen latents toward their goal."
     h, a = numbers(3, 4), numbers(3, 6, seed=1).relu()
     W, goal = numbers(6, 4, seed=2), numbers(6, seed=3).relu()
-
-    def moved(a: Tensor, g: Tensor, c: list[int], s: float) -> Tensor:
-        return a + s * (g - a) * torch.isin(torch.arange(a.shape[1]), torch.tensor(c))
     by_mistake(f, lambda h, a, W, g, c, s: h + s * (g - a)[:, c] @ W[c],
                [(h, a, W, goal, [1, 4], s) for s in (1., .5, 2.)], {
         "that is the reconstruction alone; what the SAE does not explain is lost, so add a difference to h":
@@ -522,9 +511,9 @@ def check_steered(f: Callable[..., Any]) -> None:
         "the way is the other one: from where the latent is to its goal":
             lambda h, a, W, g, c, s: h - s * (g - a)[:, c] @ W[c],
         "that is the new reconstruction alone; take the old one off, and add the difference to h":
-            lambda h, a, W, g, c, s: moved(a, g, c, s) @ W,
+            lambda h, a, W, g, c, s: a @ W + s * (g - a)[:, c] @ W[c],
         "the whole new reconstruction was added; take the old one off it":
-            lambda h, a, W, g, c, s: h + moved(a, g, c, s) @ W,
+            lambda h, a, W, g, c, s: h + a @ W + s * (g - a)[:, c] @ W[c],
         "strength is missing": lambda h, a, W, g, c, s: h + (g - a)[:, c] @ W[c],
         "nothing has moved; if a copy of a is to change, it must be a.clone()": lambda h, a, W, g, c, s: h,
     })
