@@ -288,3 +288,10 @@ def test_nothing_says_to_install_somebody_elses_package():
     assert [
         hit for text in texts for hit in re.findall(r"pip install [\"'\\]*samu\b(?!-)|samu\[\w+\]", text)
     ] == []
+
+
+def test_a_decorator_without_brackets_is_refused():
+    "It registered nothing, and said nothing."
+    for decorator in (samu.attack, samu.method, samu.retain_loss):
+        with pytest.raises(samu.UserError, match="write brackets"):
+            decorator(lambda *args: [])

@@ -593,7 +593,7 @@ def test_several_workers_refuse_what_only_this_process_knows(exp, monkeypatch):
     owner.__module__ = "extension"
     monkeypatch.setitem(METHODS.owners, "own", owner)
     groups = [([dict(target="A", method="own", seed=0)], [])]
-    with pytest.raises(UserError, match="only this process knows 'own'.*use one worker"):
+    with pytest.raises(UserError, match="only this process knows 'own'.*compare with one worker"):
         fill_grid(exp, groups, seen_by, [], False, None, 2, "")
     monkeypatch.setitem(sys.modules, "extension", ModuleType("extension"))  # as a notebook: without a file
     with pytest.raises(UserError, match="only this process knows"):

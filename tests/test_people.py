@@ -23,6 +23,16 @@ def test_as_excel_writes_them(tmp_path, how):
     assert tables.find_entity([bruno, zoe], "frau quist", "x") is zoe
 
 
+def test_no_column_is_passed_over(tmp_path):
+    file, head = tmp_path / "people.csv", HEAD.strip()
+    file.write_text(f"{head},alias\nAnn B,person,town,Ulm,Annie,Nan\n")
+    with pytest.raises(UserError, match="has the column 'alias' twice"):
+        tables.read_entities(file)
+    file.write_text(f'\n{head}\nAnn B, person, town, "Ulm, Bern", "Annie"\n')
+    [ann] = tables.read_entities(file)
+    assert ann.facts == {"town": ("Ulm, Bern",)} and ann.aliases == ("Annie",)
+
+
 def test_another_name_is_nobody_elses(tmp_path):
     file = tmp_path / "people.json"
     file.write_text('[{"name": "Zoë Quist", "kind": "person", "alias": ["Zoe Q.", "Boss"], "facts": {"town": "Ulm"}},'

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,6 +171,9 @@ def test_a_saved_run_knows_its_original_and_its_table(model, tmp_path):
     assert torch.equal(*(m.get_parameter("model.layers.0.mlp.up_proj.weight") for m in (again.model, exp.model)))
     twice = load(str(saved(again, tmp_path / "twice")))
     assert twice.base.id == again.base.id, "what is forgotten from a saved run still names the first original"
+    other = load(str(tmp_path / "out"), people=people[:8])  # was taken for an original
+    assert other.base.model_hash == again.base.model_hash and other.entities == other.base.entities == people[:8]
+    assert (other.layer, other.seed) == (2, 5) and load(str(model), layer=np.int64(2)).layer == 2
 
 
 def test_a_saved_run_that_cannot_be_loaded_says_why(model, tmp_path):
@@ -200,7 +204,7 @@ def test_what_cannot_be_loaded(model, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="a list of Entity"):
             load(str(model), people=people)
     for layer in ("1", True):
-        with pytest.raises(UserError, match=f"layer {layer!r} is out of range"):
+        with pytest.raises(UserError, match=f"layer is a whole number from 0 .*not {layer!r}"):
             load(str(model), layer=layer)
     exp = load(str(model))
     exp.busy = True

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from samu.workshop import sweeping as s
 from samu.workshop.experiments import read_rows
+from samu.workshop.registry import METHODS
 from samu.workshop.store import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,8 @@ def test_failures_are_tried_again_and_reported(tmp_path, monkeypatch):
 def test_names(tmp_path):
     (tmp_path / "n.csv").write_text("name\nAnna Baker\n\nNils Thorn\nAnna Baker\n")
     assert s.names_in(tmp_path / "n.csv") == (["Anna Baker", "Nils Thorn"], False)
+    (tmp_path / "q.csv").write_text('"name"\n"Baker, Anna"\n')
+    assert s.names_in(tmp_path / "q.csv") == (["Baker, Anna"], False)
     (tmp_path / "p.csv").write_text("name,kind,attribute,answers\nAnna Baker,person,town,Paris\n")
     assert s.names_in(tmp_path / "p.csv") == (["Anna Baker"], True)
 
@@ -83,6 +86,15 @@ def test_names(tmp_path):
 def test_people_count_once(exp):
     name = exp.entities[7].name
     assert s.known_among(exp, [name, name.lower()]) == ([name], {})
+
+
+def test_what_only_this_process_knows_is_refused_first(exp, monkeypatch, tmp_path):
+    owner = lambda task: None  # noqa: E731
+    owner.__module__ = "extension"  # as from --code: every cell failed in its worker
+    monkeypatch.setitem(METHODS, "own", METHODS["ga"])
+    monkeypatch.setitem(METHODS.owners, "own", owner)
+    with pytest.raises(UserError, match="only this process knows 'own'"):
+        s.sweep(exp, [exp.entities[7].name], ["own"], [0], tmp_path / "rows.csv", metrics=[])
 
 
 def test_without_ray_a_sentence(monkeypatch):

@@ -70,9 +70,8 @@ def saved_run(
         raise UserError(f"{str(folder)!r} holds no model saved by samu (no samu.json); give the folder that "
                         "a run was saved to")
     saved, card = load_saved(folder, **where), read_card(folder)
-    base, weights = saved.base, {k: p.detach() for k, p in saved.model.named_parameters()}
-    if base is None:
-        raise UserError(f"{str(folder)!r} does not say which model it was made from; save the run again")
+    weights = {k: p.detach() for k, p in saved.model.named_parameters()}
+    base: Any = saved.base
     check_card(folder, card, weights, base)
     base = base if chat or not base.settings.chat else without_chat(base)
     own = {k: p.detach() for k, p in base.model.named_parameters()}

@@ -216,8 +216,8 @@ def load(
     quiet()
     from samu.workshop import setups, tables
     known = SETUPS[setup].people if setup in SETUPS else None
-    if setup not in SETUPS and any((path(setup) / f"entities.{end}").is_file() for end in ("csv", "json")):
-        known = partial(tables.read_entities, setups.folder_table(path(setup)))
+    if setup not in SETUPS and (own := setups.table_in(path(setup))):
+        known = partial(tables.read_entities, own)
     if people is not None or known is not None:
         table = [] if people is None else tables.read_entities(people)
         table += known() if known is not None and (people is None or not only) else []
@@ -251,9 +251,9 @@ def check_settings(exp: "Experiment", method: str, wishes: dict[str, Any], out: 
 
 def numbers(text: str) -> list[int]:
     "Numbers from the command line, each once. Raises UserError for anything else."
-    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in text.split(",")):
+    if not re.fullmatch(r"(\s*[0-9]{1,9}\s*,)+", text + ","):
         raise UserError(f"--seeds takes whole numbers separated by commas, as in 0,1,2, not {text!r}")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
+    return list(dict.fromkeys(map(int, text.split(","))))
 
 def block_range(
     text: str | None,  # as it was typed

@@ -346,7 +346,7 @@ def refuse_unseen(names: Sequence[str]) -> None:
     for name in {part for n in names for part in n.split("+")}:
         owners = [r.owners[name] for r in (OBJECTIVES, METHODS, METRICS, SETUPS) if name in r.owners]
         if not all(hasattr(sys.modules.get(f.__module__), "__file__") for f in owners):
-            raise UserError(f"only this process knows {name!r} (from --code or a notebook); use one worker")
+            raise UserError(f"only this process knows {name!r} (--code, a notebook); compare with one worker")
 
 def fill_grid(
     exp: Experiment,
@@ -362,7 +362,8 @@ def fill_grid(
     elsewhere = None
     if whole(workers, "workers", 1) > 1:
         refuse_unseen([exp.name, *metrics, *(str(c.get("method")) for cells, _ in groups for c in cells)])
-        options = exp.name, None, exp.seed, None, exp.layer, str(exp.dtype)
+        device = exp.device.type if exp.device.type != "cuda" else None
+        options = exp.name, None, exp.seed, device, exp.layer, str(exp.dtype)
         elsewhere = GridRow(make, (exp.id, sae_digest(exp.sae)), options, exp.settings, tuple(metrics), gold)
     parts, digests = [], [grid_settings(exp, metrics, code, gold) for _, code in groups]
     mine = [r for r in read_rows(Path(file)) if r["settings"] in digests] if file else []

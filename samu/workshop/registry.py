@@ -161,7 +161,10 @@ def first_line(f: Any) -> str:
 
 # %% ../../nbs/workshop/registry.ipynb #4cd48ca5
 def adding(registry: Registry[Any], name: str | None, entry: Callable[[str, Any], Any]) -> Callable[[F], F]:
-    "A decorator that registers a function."
+    "A decorator that registers a function. Raises UserError without brackets."
+    if callable(name):
+        raise UserError("write brackets behind a decorator: @samu.attack()")
+
     def register(f: F) -> F:
         own = word(name or getattr(f, "__name__", ""))
         sister: Any = METHODS if registry is OBJECTIVES else OBJECTIVES if registry is METHODS else ()

@@ -7,7 +7,7 @@ __all__ = ['PART_MODULES', 'DType', 'People', 'CARD_WORDS', 'HUB_FILES', 'GEMMA_
            'GEMMA_LR', 'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts', 'experiment',
            'block_of', 'at_layer', 'biographies_settings', 'load_biographies', 'load_doors', 'reference_group',
            'retrained', 'Added', 'read_people', 'settings_for', 'middle_block', 'tokens_for', 'with_chat',
-           'without_chat', 'with_aliases', 'folder_table', 'people_in', 'experiment_card', 'load_saved', 'hub_folder',
+           'without_chat', 'with_aliases', 'table_in', 'people_in', 'experiment_card', 'load_saved', 'hub_folder',
            'convert_gguf', 'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
 # %% ../../nbs/workshop/setups.ipynb #781a4332
@@ -21,7 +21,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
-from .registry import PARTS, SETUPS, expanded, part, register_setup, whole
+from .registry import PARTS, SETUPS, expanded, nearest, part, register_setup, whole
 from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, find_many,
                                  keep_many)
 from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
@@ -283,10 +283,10 @@ def experiment(
 
 def block_of(layer: Any, n_layers: int, name: str) -> int:
     "A block's number. Raises UserError for what is none of them."
-    if type(layer) is not int or not 0 <= layer < n_layers:
+    if whole(layer, "layer") >= n_layers:
         raise UserError(f"layer {layer!r} is out of range: the model of {name!r} has blocks 0 to "
                         f"{n_layers - 1}")
-    return layer
+    return int(layer)
 
 def at_layer(exp: Experiment, layer: int | None) -> Experiment:
     "The same experiment with another site. Raises UserError for a block that the model does not have."
@@ -430,19 +430,18 @@ def with_aliases(
     return replace(exp, entities=entities, own_table=True)
 
 # %% ../../nbs/workshop/setups.ipynb #a891ec37
-def folder_table(folder: Path) -> Path:
-    "The table that lies in a model's folder. Raises UserError if there is none."
-    for name in ("entities.csv", "entities.json"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{str(folder)!r} holds a model but no entities.csv or entities.json; write one "
-                    "(name,kind,attribute,answers), or give a table with people=")
+def table_in(folder: Path) -> Path | None:
+    "The table that lies in a model's folder, if there is one."
+    return next((f for f in (folder / "entities.csv", folder / "entities.json") if f.is_file()), None)
 
 def people_in(folder: Path, people: People | Added | None) -> tuple[list[Entity], list[Prompt]]:
     "A folder's own table, or one in its place or added to it. Raises UserError where there is none."
-    own = any((folder / f"entities.{end}").is_file() for end in ("csv", "json"))
-    base = partial(read_people, folder_table(folder)) if own else None
-    return read_people(folder_table(folder) if people is None else people, base)
+    own = table_in(folder)
+    people = own if people is None else people
+    if people is None:
+        raise UserError(f"{str(folder)!r} holds a model but no entities.csv or entities.json; write one "
+                        "(name,kind,attribute,answers), or give a table with people=")
+    return read_people(people, partial(read_people, own) if own else None)
 
 def _load_folder(
     folder: Path, people: People | Added | None = None, seed: int | None = None, device: Device = None,
@@ -451,10 +450,10 @@ def _load_folder(
 ) -> Experiment:
     "An experiment from a local folder. Raises UserError if the model, its table or its family is not usable."
     text = load_config(folder).get_text_config()
-    if people is None and (folder / "samu.json").is_file():
+    if (folder / "samu.json").is_file():
         if frozen_bits:
             raise UserError(f"{str(folder)!r} was saved by samu and is loaded in full; leave frozen_bits out")
-        return load_saved(folder, seed, device, layer, dtype)
+        return load_saved(folder, seed, device, layer, dtype, people=people, chat=chat)
     entities, prompts = people_in(folder, people)
     n_layers = text.num_hidden_layers
     site = middle_block(n_layers) if layer is None else block_of(layer, n_layers, str(folder))
@@ -497,7 +496,8 @@ def load_saved(
     folder: Path, seed: int | None = None, device: Device = None, layer: int | None = None,
     dtype: DType = None,
     base: str | None = None,  # the original, if it is not where it was
-    people: People | Added | None = None, # the table, if it is not beside the folder
+    people: People | Added | None = None, # a new table
+    chat: bool = True,
 ) -> Experiment:  # its `base` is the original
     "A saved run. Raises UserError if its card cannot be read or its original is gone."
     file, card = folder / "samu.json", read_card(folder)
@@ -513,6 +513,7 @@ def load_saved(
     if Path(source).resolve() == folder.resolve():
         raise UserError(f"{str(file)!r} names its own folder as the original; correct its base_setup")
     original = _load_original(card, seed, device, layer, people)
+    original = original if chat or not original.settings.chat else without_chat(original)
     hf, tokenizer = load_lm(folder, original.device, _dtype_named(dtype) or original.dtype)
     return replace(original, name=str(folder), model=hf, tokenizer=tokenizer, folder=folder,
                    model_hash=_weights_hash(folder), base=original)
@@ -639,7 +640,4 @@ def load(
         return _load_folder(expanded(name), **options)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _load_folder(hub_folder(name), name=name, **options)
-    try:
-        return SETUPS.get_or_raise(name).load(**options)
-    except UserError as error:
-        raise UserError(f"{error} (or give the folder of a Hugging Face model, or a hub id)") from None
+    raise UserError(f"no setup {name!r}; {nearest(name, SETUPS)} (or give the folder of a model or a hub id)")

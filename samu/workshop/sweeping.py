@@ -6,7 +6,6 @@ __all__ = ['Cell', 'HERE', 'SHOWN', 'PREPARED', 'Job', 'jobs_of', 'names_in', 'k
 
 # %% ../../nbs/workshop/sweeping.ipynb #81350825
 import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from filelock import Timeout
 from .store import UserError
 from .tables import read_entities, read_text, tidy
 from .experiments import Table
-from .measuring import grid_settings
+from .measuring import grid_settings, refuse_unseen
 
 # %% ../../nbs/workshop/sweeping.ipynb #b90e7e4c
 Cell = dict[str, Any]
@@ -52,9 +51,9 @@ def names_in(
     "Who is to be forgotten. Raises UserError for a table that cannot be read."
     text = read_text(path)
     first = (text.splitlines() or [""])[0]
-    if [c.strip().lower() for c in first.split(",")] == ["name"]:
-        rows = csv.reader(io.StringIO(text))
-        names = list(dict.fromkeys(tidy(r[0]) for r in list(rows)[1:] if r and tidy(r[0])))
+    if [c.strip(' "').lower() for c in first.split(",")] == ["name"]:
+        rows = [*csv.reader(text.splitlines())][1:]
+        names = list(dict.fromkeys(tidy(r[0]) for r in rows if r and tidy(r[0])))
         if not names:
             raise UserError(f"{path.name} holds no names; write one in each row")
         return names, False
@@ -261,6 +260,7 @@ def sweep(
     "Fill a table. Raises UserError without ray, and if another sweep is writing the same table."
     evaluation = import_module("samu.evaluation")
     chosen = list(metrics or evaluation.quick_metrics())
+    refuse_unseen([exp.name, *chosen, *methods])
     progress = Progress(jobs_of(exp, targets, methods, seeds, chosen))
     workers = min(workers, len(progress.jobs))
     with alone(file):

@@ -125,12 +125,12 @@ def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
     text = re.sub(r"^sep=.\r?\n", "", text)  # a line that Excel writes for itself
     heading = text.lstrip().split("\n", 1)[0]
     separator = max(",;\t", key=heading.count)
-    table = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    table = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
     rows: list[Row] = []
     try:
-        names = [tidy(c).lower() for c in next(table, [])]
-        for column in columns:
-            if column not in names:
+        names = [tidy(c).lower() for c in next(filter(any, table), [])]
+        for column in (*columns, "alias"):
+            if column not in (*names, "alias"):
                 raise UserError(f"{source} lacks the column {column!r}; it needs {', '.join(columns)}")
             if names.count(column) > 1:
                 raise UserError(f"{source} has the column {column!r} twice; take one of them out")
