@@ -1,7 +1,7 @@
 """Relearning on Gemma: curves of four people on whom settings were chosen, so no test. Writes
 relearning.csv; goes on where it stopped.
 
-    python nbs/results/relearning.py                                        all: two hours on two cores
+    python nbs/results/relearning.py                                        all: an hour or two on two cores
     python nbs/results/relearning.py --people "Joe Montana;Marie Curie"     a part, as on another machine
 """
 
@@ -12,7 +12,8 @@ import typer
 
 FILE = Path(__file__).with_suffix(".csv")
 PEOPLE = ("Joe Montana", "Richard Nixon", "Marie Curie", "Beyoncé")
-MODELS = ("original", "unknown name", "stand_in+stand_in_residual", "npo", "refusal")
+RESIDUAL = "stand_in_residual+stand_in_residual"  # without the dictionary, at the same summed weight
+MODELS = ("original", "unknown name", "stand_in+stand_in_residual", RESIDUAL, "npo", "refusal")
 
 
 def main(
