@@ -32,7 +32,7 @@ from .runtime import matmul_dtype, threads_for
 from .sae_files import sae_digest
 from .setups import Experiment, Settings, load, reference_group, retrained
 from .statistics import Probe, UnknownTest, check_probe, fit_probe, fit_unknown_test, ratio
-from .store import UserError, code_digest, digest, kept
+from .store import UserError, code_digest, digest, kept, key_of
 from .tables import Entity, Question
 
 if TYPE_CHECKING:
@@ -216,9 +216,8 @@ def unknown_ratio(m: Measurement) -> float:
 # %% ../../nbs/workshop/measuring.ipynb #8c7b35f4
 def kept_perplexity(exp: Experiment) -> float:
     "Perplexity of the model as it is now on held-out ordinary text; kept."
-    with matmul_dtype(exp.model, exp.settings.matmul_scoring) as way:
-        code = code_digest(perplexity_of)
-        key = None if code is None else digest(exp.model_id, way, exp.ordinary["score"], code)
+    key = key_of([exp.model_id, exp.matmul, exp.ordinary["score"]], perplexity_of)
+    with matmul_dtype(exp.model, exp.matmul):
         return kept("perplexity", key, lambda: perplexity_of(exp.model, exp.tokenizer, exp.ordinary["score"]))
 
 @metric(good="low")
@@ -281,8 +280,7 @@ def kept_test(
     def fit() -> dict[str, Tensor]:
         only_original(exp)
         return vars(fit_unknown_test(*read()))
-    behind = code_digest(fit_unknown_test, *code)
-    key = None if behind is None else digest(exp.id, about, behind)
+    key = key_of([exp.id, about], fit_unknown_test, *code)
     fields = kept("unknown_test", key, fit, tensors=True)
     return UnknownTest(**{k: v.to(exp.device) for k, v in fields.items()})
 
@@ -302,8 +300,7 @@ def kept_probes(
         h = [residuals_at_names(exp, a, layers) for a in asked]
         return [asdict(check_probe(fit_probe(h[0][i], h[1][i]), h[2][i], h[3][i])) for i in layers]
     texts = [[q.text[:q.stop] for q in a] for a in asked]
-    code = code_digest(residuals_at_names, fit_probe, check_probe)
-    key = None if code is None else digest(exp.id, layers, texts, code)
+    key = key_of([exp.id, layers, texts], residuals_at_names, fit_probe, check_probe)
     made = {i: Probe(**p) for i, p in zip(layers, kept("probes", key, fit) if layers else [], strict=True)}
     best = sorted(made, key=lambda i: -made[i].auc)[:1]
     return {i: p for i, p in made.items() if i in best or p.false_known <= 0.15 and p.auc >= 0.8}

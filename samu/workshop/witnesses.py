@@ -108,7 +108,7 @@ def read_names_once(
                           zip(encode(exp.tokenizer, texts), starts, ends, strict=True)])
     spans = [Span(t, s, len(t), i) for i, (t, s) in enumerate(zip(texts, starts, strict=True))]
     made, top = batches(exp.tokenizer, spans, device=exp.device), exp.n_layers - 1
-    with matmul_dtype(exp.model, exp.settings.matmul_scoring):
+    with matmul_dtype(exp.model, exp.matmul):
         h = residuals_by_layer(exp.model, made, [*blocks, top])
         item, ids, from_end = (torch.cat(x).cpu() for x in zip(
             *[(b.item, b.pick(b.ids), b.from_end) for b in made], strict=True))
@@ -159,7 +159,7 @@ def readings_of(m: Measurement, exp: Experiment, names: Sequence[str]) -> Readin
     "What a model shows at some names of the target's kind; the original's are kept."
     kind = m.split.target.kind
     parts = (names, witness_prompts(exp, kind), candidate_tokens(exp, kind), blocks_to_read(exp))
-    key = key_of([exp.id, *map(list, parts)], read_names_once) if exp.applied is None else None
+    key = key_of([exp.id, exp.matmul, *map(list, parts)], read_names_once) if exp.applied is None else None
     return Readings(**kept("readings", key, lambda: vars(read_names_once(exp, *parts)), tensors=True))
 
 # %% ../../nbs/workshop/witnesses.ipynb #1b5e918f
@@ -377,7 +377,7 @@ def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # 
     blocks = range(exp.n_layers)
     spans = [Span(q.text, 0, len(q.text), i) for i, q in enumerate(asked)]
     made = batches(exp.tokenizer, spans, last_only=True, device=exp.device)
-    with matmul_dtype(exp.model, exp.settings.matmul_scoring):
+    with matmul_dtype(exp.model, exp.matmul):
         h = residuals_by_layer(exp.model, made, blocks)
         item = torch.cat([b.item for b in made]).argsort().cpu()
         tokens = {a: [first_token(exp.tokenizer, v) for v in sorted(vs)] for a, vs in found.items()}
@@ -401,7 +401,7 @@ def lens_table(m: Measurement) -> pd.DataFrame:  # block, target, prior
 
 def kept_lens(exp: Experiment, asked: Sequence[Any], kind: str) -> list[float]:
     "`lens_shares` of the original; kept."
-    key = key_of([exp.id, asked, kind], lens_shares)
+    key = key_of([exp.id, exp.matmul, asked, kind], lens_shares)
     return kept("lens", key, lambda: lens_shares(exp, asked, kind).tolist())
 
 # %% ../../nbs/workshop/witnesses.ipynb #c8988d7a
