@@ -25,7 +25,7 @@ from .registry import Attack, attack
 from .runtime import matmul_dtype, seeded, threads_for
 from .chat import bare, framed, has_template
 from .setups import Experiment, without_chat
-from .store import code_digest, digest, kept
+from .store import kept, key_of
 from .tables import Entity, Question, is_right
 
 # %% ../../nbs/workshop/asking.ipynb #ecf75da3
@@ -308,7 +308,7 @@ def sampled(
     n: int,                # replies to each
 ) -> list[list[str]]:      # the n replies to each
     "Replies drawn at temperature 1, from seed 0; kept, all of them together."
-    key = digest(exp.replies_id, exp.settings.reply_tokens, n, code_digest(draw_replies), list(texts))
+    key = key_of([exp.replies_id, exp.settings.reply_tokens, n, list(texts)], draw_replies)
     return kept("samples", key, lambda: draw_replies(exp, texts, n, 0))
 
 # %% ../../nbs/workshop/asking.ipynb #f3ad1e76

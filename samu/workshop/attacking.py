@@ -28,7 +28,7 @@ from samu.workshop.relearning import (
 from samu.workshop.runtime import matmul_dtype
 from samu.workshop.sae_files import sae_digest
 from samu.workshop.setups import Experiment
-from samu.workshop.store import UserError, code_digest, digest, kept, key_of
+from samu.workshop.store import UserError, kept, key_of
 from samu.workshop.tables import Entity, Question, is_right
 
 ONE_FACT = "it takes one fact to show, one to watch, and an unknown name"
@@ -294,16 +294,15 @@ def kept_rows(
     make: Callable[[Measurement], pd.DataFrame],
     m: Measurement,
 ) -> pd.DataFrame:
-    "What `make` gives; kept. See `kept_table`."
-    exp, code = m.reference.exp, code_digest(make)
+    "The table, kept; see `kept_table`."
+    exp = m.reference.exp
     if m.exp.model_hash != exp.model_hash:
         return pd.DataFrame(columns=COLUMNS)
     dictionary = sae_digest(m.before(lambda exp: exp.sae))
     unknown = [e.name for e in m.split.unknown_score]
-    parts = (make.__name__, m.exp.model_id, exp.id, exp.matmul, m.split.target, unknown, exp.prompts,
-             dictionary, code)
+    parts = (m.exp.model_id, exp.id, exp.matmul, m.split.target, unknown, exp.prompts, dictionary)
     with matmul_dtype(m.exp.model, m.exp.matmul):
-        return kept("attack tables", digest(*parts) if code else None, partial(make, m))
+        return kept("attack tables", key_of(parts, make), partial(make, m))
 
 def kept_table(make: Callable[[Measurement], pd.DataFrame]) -> Callable[[Measurement], pd.DataFrame]:
     "A decorator: the table is kept, and has no rows for a model that was trained anew."

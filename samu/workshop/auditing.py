@@ -28,7 +28,7 @@ from .registry import Metric
 from .setups import Experiment, LoopConfig, load_saved, without_chat
 from .statistics import meets, wilson
 from .store import (
-    UserError, atomic_write, code_digest, digest, kept, samu_version, tensors_hash, versions)
+    UserError, atomic_write, kept, key_of, samu_version, tensors_hash, versions)
 from .replies import admits_ignorance
 from .tables import is_right
 
@@ -248,10 +248,9 @@ def dictionary_met(
 ) -> tuple[int, int]: # how many known people who only measure a dictionary has read about, of how many
     "How many known people who only measure an SAE has read about, of how many; (0, 0) if not trained here."
     n = exp.settings.sae.get("texts")
-    code = code_digest(read_by_dictionary)
-    key = digest(exp.id, n, code) if n and code else None
     if not n:
         return 0, 0
+    key = key_of([exp.id, n], read_by_dictionary)
     met, of = kept("met", key, lambda: list(read_by_dictionary(exp, exp.sae_texts(n))))
     return met, of
 

@@ -280,8 +280,7 @@ def kept_test(
     def fit() -> dict[str, Tensor]:
         only_original(exp)
         return vars(fit_unknown_test(*read()))
-    key = key_of([exp.id, about], fit_unknown_test, *code)
-    fields = kept("unknown_test", key, fit, tensors=True)
+    fields = kept("unknown_test", key_of([exp.id, about], fit_unknown_test, *code), fit, tensors=True)
     return UnknownTest(**{k: v.to(exp.device) for k, v in fields.items()})
 
 # %% ../../nbs/workshop/measuring.ipynb #99a8c79c
