@@ -1,0 +1,71 @@
+"""Settings of the methods on Gemma, searched as in chapter 07: each method has its setup's configuration and 24
+more, narrowed down over six people on whom settings were chosen before (real_search.csv). With --test, the
+choice runs on the first twelve people of the sealed test (sealed_searched.csv). Goes on where it stopped.
+
+    python nbs/results/real_search.py npo           the search: about 80 minutes on two cores
+    python nbs/results/real_search.py npo --test    the choice on the twelve
+"""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from sealed import ASKED, PEOPLE, interleaved
+
+HERE = Path(__file__).parent
+ROWS, TESTED = HERE / "real_search.csv", HERE / "sealed_searched.csv"
+VALIDATION = ("Joe Montana", "Marie Curie", "Richard Nixon", "Beyoncé", "Tiger Woods", "Abraham Lincoln")
+ROUNDS = ((1, 4), (3, 2), (6, 1))  # people, configurations that stay
+FIRST = 12  # people of the sealed test
+STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5), refusal=(2e-6, 5e-6, 1e-5, 2e-5))
+WEIGHTS, RETAIN = (1.0, 4.0, 16.0), ("answers", "kl")
+
+
+def configurations(exp, name):
+    "The setup's own first; then all of the change is kept."
+    from samu.workshop.loop import configure, method_named
+
+    own = configure(exp.settings, method_named(name), {})
+    fields = ("lr", "retain_weight", "retain", "steps", "keep_fraction")
+    return [{f: getattr(own, f) for f in fields}] + [
+        dict(zip(fields, (lr, weight, retain, own.steps, 1.0)))
+        for weight, retain, lr in product(WEIGHTS, RETAIN, STEP_SIZES[name])]
+
+
+def search(exp, name, workers=1):
+    "The configuration that scores best on all six people."
+    from samu.workshop.tuning import best, tuning_rows
+
+    tried = configurations(exp, name)
+    for n, stay in ROUNDS:
+        rows = tuning_rows(exp, VALIDATION[:n], {name: tried}, ROWS, workers,
+                           f"python nbs/results/{Path(__file__).name} {name}")
+        tried = best(rows, stay)
+    return tried[0]
+
+
+def main(
+    method: Annotated[str, typer.Argument(help=f"one of {', '.join(STEP_SIZES)}")],
+    workers: Annotated[int, typer.Option(help="processes that share the work")] = 1,
+    test: Annotated[bool, typer.Option(help="run the choice on the people of the sealed test")] = False,
+) -> None:
+    "Search, or test what was found."
+    import samu.attacks  # noqa: F401 (registers its metrics)
+    from samu.evaluation import compare, quick_metrics
+    from samu.workshop.setups import load
+
+    exp = load("gemma-3-270m", dtype="float32")  # as in the sealed test
+    found = search(exp, method, workers)
+    print(method, found, flush=True)
+    if test:
+        exp = replace(exp, settings=replace(exp.settings, tuned={method: found}))
+        for name in interleaved(pd.read_csv(PEOPLE))[:FIRST]:
+            compare(exp, [name], [method], [0], TESTED, workers, [*quick_metrics(), *ASKED],
+                    command=f"python nbs/results/{Path(__file__).name} {method} --test")
+
+
+if __name__ == "__main__":
+    typer.run(main)
