@@ -37,8 +37,7 @@ def before_each(context: typer.Context, code: c.Code = None, debug: c.Debug = Fa
     if code is not None:
         runpy.run_path(str(code), run_name="extension")
     if config is not None:
-        words = {k: [p.name for p in v.params] for k, v in context.command.commands.items()}
-        context.default_map = c.config_defaults(config, words)
+        context.default_map = c.config_defaults(config, context.command.commands)
 
 def main() -> None:
     "The entry point of the command `samu`."

@@ -1,5 +1,6 @@
 "The commands around a run: check, plan, purge, benchmark, and options from a file."
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -65,6 +66,8 @@ def test_plan_needs_no_weights(samu, setup, tmp_path):
     for method, bits, says in [("npo", 8, "is frozen in few bits"), ("lora", 3, "frozen_bits is 8 or 4, not 3")]:
         code, out, err = samu("plan", "--setup", bare, "--methods", method, "--frozen-bits", bits)
         assert code == 2 and says in err and len(err.strip().split("\n")) == 1
+    code, out, err = samu("plan", "--setup", "biographies", "--frozen-bits", 4)
+    assert code == 2 and "argument 'frozen_bits'; leave it out" in err
     code, out, err = samu("plan", "--setup", bare, "--methods", "nothing")
     assert code == 2 and "no method 'nothing'" in err
 
@@ -88,9 +91,13 @@ def test_benchmark_files_are_read_before_the_model(samu, tmp_path):
 
 
 def test_words_of_a_file(tmp_path):
-    file, commands = tmp_path / "c.toml", {"unlearn": ["steps", "lora_rank", "lr"], "audit": ["out"]}
-    file.write_text('steps = 5\nout = "a"\n[unlearn]\nlora-rank = 4\n')
-    assert console.config_defaults(file, commands) == dict(unlearn=dict(steps=5, lora_rank=4), audit=dict(out="a"))
+    commands = {
+        name: SimpleNamespace(params=[SimpleNamespace(name=w, nargs=1, multiple=w == "alias") for w in words.split()])
+        for name, words in {"unlearn": "steps lora_rank alias", "audit": "out seeds"}.items()}
+    file = tmp_path / "c.toml"
+    file.write_text('steps = 5\nout = "a"\nseeds = [0, 1]\n[unlearn]\nlora-rank = 4\nalias = ["A", "B"]\n')
+    assert console.config_defaults(file, commands) == dict(
+        unlearn=dict(steps=5, lora_rank=4, alias=["A", "B"]), audit=dict(out="a", seeds="0,1"))
     for text, says in [("steps =", "not valid TOML"), ("stepz = 1", "no command takes 'stepz'"),
                        ("[unlearn]\nout = 1", "unlearn takes no 'out'"), ("[nothing]\na = 1", "takes 'nothing'")]:
         file.write_text(text)

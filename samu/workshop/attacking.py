@@ -228,7 +228,7 @@ def depth_of(
 # %% ../../nbs/workshop/attacking.ipynb #a9b74ef8
 def kept_before(
     m: Measurement,
-    parts: Sequence[Any],               # what the result depends on beside the original: content for `digest`
+    parts: Sequence[Any],               # what else the result depends on, for `digest`
     make: Callable[[Experiment], Any],  # (original) -> a JSON value
     *code: Any,                         # functions that it calls
 ) -> Any:

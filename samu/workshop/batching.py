@@ -39,7 +39,7 @@ def pad_id(tokenizer: Any) -> int:
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 # %% ../../nbs/workshop/batching.ipynb #fe07509e
-AFTER_FIRST = -1  # as the start of a span: every token of the text but the first, which nothing predicts
+AFTER_FIRST = -1  # as a span's start: all tokens but the first, which nothing predicts
 
 @dataclass(frozen=True)
 class Span:

@@ -268,9 +268,9 @@ def block_range(
 
 # %% ../../nbs/workshop/console.ipynb #2147cc3c
 def config_defaults(
-    file: Path,                      # TOML
-    commands: dict[str, list[str]],  # command -> the words that it takes
-) -> dict[str, dict[str, Any]]:      # command -> word -> value
+    file: Path,                  # TOML
+    commands: dict[str, Any],    # name -> command of typer
+) -> dict[str, dict[str, Any]]:  # command -> word -> value
     "Defaults from a file. Raises UserError for a file that cannot be read, and for words that nothing takes."
     import tomllib
     try:
@@ -282,13 +282,17 @@ def config_defaults(
     sections = {k: v for k, v in found.items() if isinstance(v, dict)}
     common = {k.replace("-", "_"): v for k, v in found.items() if k not in sections}
     out = {}
-    for command, words in commands.items():
+    taken = {name: {p.name: p.nargs < 0 or getattr(p, "multiple", False) for p in command.params}
+             for name, command in commands.items()}  # word -> whether several
+    for command, words in taken.items():
         own = {k.replace("-", "_"): v for k, v in sections.pop(command, {}).items()}
         wrong = [k for k in own if k not in words]
         if wrong:
             raise UserError(f"{file.name}: {command} takes no {wrong[0]!r}; it takes {', '.join(words)}")
-        out[command] = {k: v for k, v in common.items() if k in words} | own
-    stray = [*sections, *(k for k in common if not any(k in words for words in commands.values()))]
+        mine = {k: v for k, v in common.items() if k in words} | own
+        out[command] = {k: ",".join(map(str, v)) if isinstance(v, list) and not words[k] else v
+                        for k, v in mine.items()}
+    stray = [*sections, *(k for k in common if not any(k in words for words in taken.values()))]
     if stray:
         raise UserError(f"{file.name}: no command takes {stray[0]!r}")
     return out

@@ -144,7 +144,7 @@ def make_biographies(seed: int = 0, n_people: int = 100, n_unknown: int = 400, d
     first = _invent_words(n_people // 2, "CVCV", rng, values)
     last = _invent_words(n_people // 2, "CVCVn", rng, [*first, *values])
     names: list[tuple[str, str]] = []
-    while len(set(names)) < n_people:                        # deal again until no name is dealt twice
+    while len(set(names)) < n_people:                        # until no name is dealt twice
         names = list(zip(rng.sample(first * 2, n_people), rng.sample(last * 2, n_people), strict=True))
     people = [Entity(" ".join(n), "person", {a: (rng.choice(v.split()),) for a, v in VALUES.items()})
               for n in names]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/workshop/latent_pages.ipynb #e37d8ffe
-Pieces = list[tuple[str, float]]  # a text in pieces, each with an activation; 0 = the latent is silent
+Pieces = list[tuple[str, float]]  # pieces of a text, each with an activation; 0 = silent
 
 @dataclass
 class LatentPage:

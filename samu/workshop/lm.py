@@ -98,7 +98,7 @@ def anatomy(hf: PreTrainedModel) -> Anatomy:
 
 # %% ../../nbs/workshop/lm.ipynb #f528d42e
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, UnpicklingError,
-           StrictDataclassError)  # what transformers raises about files, whatever is wrong with them
+           StrictDataclassError)  # what transformers raises about files
 
 @contextmanager
 def _reading(folder: str | Path) -> Iterator[None]:
@@ -145,10 +145,6 @@ def _cut(config: Any, site: int) -> str:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:site + 1]
     return rf"\.({'|'.join(str(i) for i in range(site + 1, n))})\."
-
-def _others(names: Sequence[str], pattern: str) -> list[str]:
-    "Names in which a pattern does not occur."
-    return [n for n in names if not re.search(pattern, n)]
 
 def load_tokenizer(
     folder: str | Path,  # a Hugging Face folder, or the name of a model on a hub
@@ -239,7 +235,8 @@ def load_lm(
     spread = device_map(device, place, frozen_bits)
     fewer = few_bits(shapes, config, dtype, frozen_bits, trained) if frozen_bits else {}
     hf, info = _read(AutoModelForCausalLM, folder, dtype=dtype, config=config, **report, **spread, **fewer)
-    _check_loaded(folder, info | dict(unexpected_keys=_others(info["unexpected_keys"], above)))
+    strange = [n for n in info["unexpected_keys"] if not re.search(above, n)]
+    _check_loaded(folder, info | dict(unexpected_keys=strange))
     for name, p in hf.named_parameters():
         if not p.sum(dtype=torch.float32).isfinite():
             raise UserError(f"the weights {name!r} in {str(folder)!r} hold values that are no numbers; "
@@ -748,14 +745,6 @@ def _check_saved(hf: PreTrainedModel, tokenizer: Any, draft: Path, dtype: torch.
         raise RuntimeError(f"{wrong[0]} was not saved as it is in memory, so nothing was saved")
 
 # %% ../../nbs/workshop/lm.ipynb #5ef49f31
-def _take_place(fresh: Path, target: Path) -> None:
-    "Put a finished folder in its place; an older one goes only when the new one is there."
-    old = fresh.with_name(f"{fresh.name}-old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(fresh, target)
-    shutil.rmtree(old, ignore_errors=True)
-
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
     "A folder to write in. At the end it is listed as ours and takes its place, whole or not at all."
@@ -766,7 +755,11 @@ def _draft(target: Path) -> Iterator[Path]:
         list_output(draft, [f.name for f in written])
         for f in written:
             f.chmod(0o644)
-    _take_place(fresh, target)
+    old = fresh.with_name(f"{fresh.name}-old")  # goes only when the new one is there
+    if target.exists():
+        os.replace(target, old)
+    os.replace(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/workshop/lm.ipynb #2c0f83bc
 def save_trained(

@@ -273,7 +273,7 @@ def prepared(task: Task, method: Method) -> tuple[Callable[[int], Tensor], list[
     return loss, draws
 
 # %% ../../nbs/workshop/loop.ipynb #bf8bda06
-LOGITS, PLACES = 250_000, 16  # numbers in the logits of one retained batch; but so many places at least
+LOGITS, PLACES = 250_000, 16  # numbers in a retained batch's logits; places, at least
 
 def kl_at_some(task: Task, now: Tensor, frozen: Tensor) -> Tensor:  # []
     "KL of next-token distributions from the original model's, at some places: others in the next step."

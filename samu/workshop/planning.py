@@ -347,10 +347,11 @@ def sketch(
     setup: str,                    # a registered setup, a folder, or a hub id
     people: People | Added | None = None,  # a table of your own
     layer: int | None = None,      # the site
+    **options: Any,                # of a registered setup
 ) -> Experiment:                   # its model is of fake tensors, unless the setup is a registered one
     "An experiment to plan with. Raises UserError for what `load` would refuse, as far as it can be seen."
     if setup in SETUPS:
-        return load(setup, people, layer=layer)
+        return load(setup, people, layer=layer, **options)
     place = str(expanded(setup)) if expanded(setup).is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
     given = people is not None or any(Path(place).glob("entities.*"))

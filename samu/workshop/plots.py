@@ -112,7 +112,7 @@ def png(fig: "Figure", dpi: int = 100) -> bytes:
 
 def show(
     fig: "Figure",  # from `figure`
-    alt: str,       # what a reader who cannot see it should know: what is drawn, and what it shows
+    alt: str,       # for whoever cannot see it: what is drawn, and what it shows
 ) -> None:
     "Display a figure with alt text. Raises UserError without one."
     from IPython.display import display

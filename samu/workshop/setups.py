@@ -633,8 +633,10 @@ def load(
     options = {k: v for k, v in options.items() if v is not None}
     if name in SETUPS:
         options.pop("chat", None)  # these models have no template
-        if frozen_bits and "frozen_bits" not in signature(SETUPS[name].load).parameters:
-            raise UserError(f"the setup {name!r} takes no frozen_bits; leave it out")
+        try:
+            signature(SETUPS[name].load).bind(**options)
+        except TypeError as error:
+            raise UserError(f"the setup {name!r} {error}; leave it out") from None
         return SETUPS[name].load(**options)
     if expanded(name).is_dir():
         return _load_folder(expanded(name), **options)
