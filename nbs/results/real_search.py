@@ -1,6 +1,7 @@
-"""Settings of the methods on Gemma, searched as in chapter 07: each method has its setup's configuration and 24
-more, narrowed down over six people on whom settings were chosen before (real_search.csv). With --test, the
-choice runs on the first twelve people of the sealed test (sealed_searched.csv). Goes on where it stopped.
+"""Settings of the methods on Gemma, searched as in chapter 07. Each published method has its setup's
+configuration and 24 more, narrowed down over six people on whom settings were chosen before (real_search.csv). Ours is not
+searched, and stands beside them. With --test, the choice runs on the first twelve people of the sealed test
+(sealed_searched.csv). Goes on where it stopped.
 
     python nbs/results/real_search.py npo           the search: about 80 minutes on two cores
     python nbs/results/real_search.py npo --test    the choice on the twelve
@@ -20,7 +21,9 @@ ROWS, TESTED = HERE / "real_search.csv", HERE / "sealed_searched.csv"
 VALIDATION = ("Joe Montana", "Marie Curie", "Richard Nixon", "Beyoncé", "Tiger Woods", "Abraham Lincoln")
 ROUNDS = ((1, 4), (3, 2), (6, 1))  # people, configurations that stay
 FIRST = 12  # people of the sealed test
-STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5), refusal=(2e-6, 5e-6, 1e-5, 2e-5))
+STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5),
+                  refusal=(2e-6, 5e-6, 1e-5, 2e-5))
+STEP_SIZES["stand_in+stand_in_residual"] = ()  # ours: as the setup has it
 WEIGHTS, RETAIN = (1.0, 4.0, 16.0), ("answers", "kl")
 
 
@@ -61,10 +64,10 @@ def main(
     found = search(exp, method, workers)
     print(method, found, flush=True)
     if test:
+        command = f"python nbs/results/{Path(__file__).name} {method} --test"
         exp = replace(exp, settings=replace(exp.settings, tuned={method: found}))
-        for name in interleaved(pd.read_csv(PEOPLE))[:FIRST]:
-            compare(exp, [name], [method], [0], TESTED, workers, [*quick_metrics(), *ASKED],
-                    command=f"python nbs/results/{Path(__file__).name} {method} --test")
+        compare(exp, interleaved(pd.read_csv(PEOPLE))[:FIRST], [method], [0], TESTED, workers,
+                [*quick_metrics(), *ASKED], command=command)
 
 
 if __name__ == "__main__":
