@@ -1,7 +1,7 @@
 """Settings of the methods on Gemma, searched as in chapter 07. Each published method has its setup's
-configuration and 24 more, narrowed down over six people on whom settings were chosen before (real_search.csv). Ours is not
-searched, and stands beside them. With --test, the choice runs on the first twelve people of the sealed test
-(sealed_searched.csv). Goes on where it stopped.
+configuration and 24 more, narrowed down over six people on whom settings were chosen before
+(real_search.csv). Ours is not searched, and stands beside them. With --test, the choice runs on the first
+twelve people of the sealed test (sealed_searched.csv). Goes on where it stopped.
 
     python nbs/results/real_search.py npo           the search: about 80 minutes on two cores
     python nbs/results/real_search.py npo --test    the choice on the twelve
