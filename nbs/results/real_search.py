@@ -24,7 +24,7 @@ FIRST = 12  # people of the sealed test
 STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5),
                   refusal=(2e-6, 5e-6, 1e-5, 2e-5))
 STEP_SIZES["stand_in+stand_in_residual"] = ()  # ours: as the setup has it
-WEIGHTS, RETAIN = (1.0, 4.0, 16.0), ("answers", "kl")
+HELD = (("answers", 1.0), ("answers", 4.0), ("kl", 1.0), ("kl", 4.0), ("answers", 16.0), ("answers", 64.0))
 
 
 def configurations(exp, name):
@@ -35,11 +35,11 @@ def configurations(exp, name):
     fields = ("lr", "retain_weight", "retain", "steps", "keep_fraction")
     return [{f: getattr(own, f) for f in fields}] + [
         dict(zip(fields, (lr, weight, retain, own.steps, 1.0)))
-        for weight, retain, lr in product(WEIGHTS, RETAIN, STEP_SIZES[name])]
+        for (retain, weight), lr in product(HELD, STEP_SIZES[name])]
 
 
 def search(exp, name, workers=1):
-    "The configuration that scores best on all six people."
+    "Try all configurations on one person, the better ones on three, the best two on all six."
     from samu.workshop.tuning import best, tuning_rows
 
     tried = configurations(exp, name)
@@ -47,7 +47,14 @@ def search(exp, name, workers=1):
         rows = tuning_rows(exp, VALIDATION[:n], {name: tried}, ROWS, workers,
                            f"python nbs/results/{Path(__file__).name} {name}")
         tried = best(rows, stay)
-    return tried[0]
+
+
+def choice(name):
+    "The configuration that scores best on all six people, by the table."
+    from samu.workshop.tuning import best
+
+    rows = pd.read_csv(ROWS, comment="#").query("method == @name")
+    return best(rows[rows.groupby("config").target.transform("nunique") == len(VALIDATION)])[0]
 
 
 def main(
@@ -61,13 +68,14 @@ def main(
     from samu.workshop.setups import load
 
     exp = load("gemma-3-270m", dtype="float32")  # as in the sealed test
-    found = search(exp, method, workers)
-    print(method, found, flush=True)
+    if not test:
+        search(exp, method, workers)
+    print(method, choice(method), flush=True)
     if test:
-        command = f"python nbs/results/{Path(__file__).name} {method} --test"
-        exp = replace(exp, settings=replace(exp.settings, tuned={method: found}))
+        exp = replace(exp, settings=replace(exp.settings, tuned={method: choice(method)}))
         compare(exp, interleaved(pd.read_csv(PEOPLE))[:FIRST], [method], [0], TESTED, workers,
-                [*quick_metrics(), *ASKED], command=command)
+                [*quick_metrics(), *ASKED, "attack_left_unknown"],
+                command=f"python nbs/results/{Path(__file__).name} {method} --test")
 
 
 if __name__ == "__main__":

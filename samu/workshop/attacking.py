@@ -7,7 +7,8 @@ __all__ = ['ROUNDINGS', 'Curves', 'every_stack', 'patched_answers', 'edited_answ
            'same_width', 'rounded', 'nf4_values', 'nf4', 'rounded_weights', 'rounding_rows', 'shares_left',
            'place_among', 'scored_answers', 'truth_place', 'kept_place', 'depth_of', 'kept_before', 'patched_recall',
            'patch_rows', 'steer_rows', 'kept_rows', 'kept_table', 'kept_watch', 'kept_draws', 'zero_line',
-           'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst', 'families_that_count', 'register_raw']
+           'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst', 'families_that_count', 'worst_of_unknown',
+           'register_raw']
 
 # %% ../../nbs/workshop/attacking.ipynb #686c26bd
 from collections.abc import Callable, Iterator, Sequence
@@ -416,6 +417,17 @@ def families_that_count(
     if weak:
         m.notes[name] = f"left out, since the original hardly answers them: {', '.join(weak)}"
     return table.assign(excess=table.recall - table.prior, recall_left=shares_left(table))[counts]
+
+def worst_of_unknown(
+    families: pd.DataFrame,              # attack, original, prior
+    right: dict[str, list[list[bool]]],  # attack -> of each unknown name, which questions are answered right
+) -> float:
+    "Each unknown name's highest `recall_left`, with the other names as its prior; the mean over names."
+    left = {}
+    for attack, original, prior in families[["attack", "original", "prior"]].itertuples(index=False):
+        hits, n = (pd.Series([f(r) for r in right[attack]], dtype=float) for f in (sum, len))
+        left[attack] = (hits / n - (hits.sum() - hits) / (n.sum() - n)) / (original - prior)
+    return float(pd.DataFrame(left).max(axis=1).mean())
 
 def register_raw(
     name: str,
