@@ -155,7 +155,7 @@ def test_the_original_answers_every_family(exp, target):
     table = attacks.attack_table(m).set_index("attack")
     assert table.original.drop("fact_to_name").min() >= 0.8 and len(table) >= 13
     assert table.prior.max() <= 0.2
-    assert attacks.attack_left(m) == 1.0 > 0.3 > attacks.attack_left_unknown(m) >= 0.0
+    assert attacks.attack_left(m) == 1.0 > 0.3 > METRICS["attack_left_unknown"].measure(m) >= 0.0
     assert ("fact_to_name (" in m.notes["attack_left"]) == (table.original["fact_to_name"] < 0.5)
 
 
@@ -171,11 +171,12 @@ def test_families_without_the_name(exp, target):
 
 def test_the_highest_share_of_names_without_facts():
     "Each name beside the others; a name with no question in a family is passed over there."
-    families = pd.DataFrame(dict(attack=["a", "b"], original=[1.0, 0.9], prior=[0.5, 0.1]))
-    right = {"a": [[True, False], [False, False], [False, False]], "b": [[], [True], [False]]}
-    # a: 0.5, -0.25, -0.25 beside the others, over 0.5; b: 1 and -1, over 0.8
-    assert attacking.worst_of_unknown(families, right) == pytest.approx((1.0 + 1.25 - 0.5) / 3)
-    assert math.isnan(attacking.worst_of_unknown(families[:0], {}))
+    families = pd.DataFrame(dict(attack=["hints", "few_shot"], original=[1.0, 0.9], prior=[0.5, 0.1]))
+    right = {"hints": [[True, False], [False, False], [False, False]], "few_shot": [[], [True], [False]]}
+    with patch.object(asking, "about_unknown", lambda m, family: right[family.name]):
+        # hints: 0.5, -0.25, -0.25 beside the others, over 0.5; few_shot: 1 and -1, over 0.8
+        assert asking.worst_of_unknown(None, families) == pytest.approx((1.0 + 1.25 - 0.5) / 3)
+        assert math.isnan(asking.worst_of_unknown(None, families[:0]))
 
 
 def test_weak_families_are_left_out_and_named():

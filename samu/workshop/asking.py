@@ -6,7 +6,7 @@
 __all__ = ['PRIOR_NAMES', 'can_write', 'writable', 'in_new_words', 'in_front', 'reworded', 'behind_pattern', 'behind_facts',
            'begun', 'data_rows', 'other_names', 'described', 'renamed_to', 'flag_questions', 'naming_questions',
            'in_translation', 'with_choices', 'draw', 'drawn_tokens', 'draw_replies', 'sampled', 'answered', 'template',
-           'asked_by', 'prior_names', 'asked_about', 'about_unknown', 'family_row']
+           'asked_by', 'prior_names', 'asked_about', 'about_unknown', 'worst_of_unknown', 'family_row']
 
 # %% ../../nbs/workshop/asking.ipynb #2a6918ff
 import csv
@@ -17,12 +17,13 @@ from functools import cache
 from importlib import resources
 from itertools import chain
 from typing import Any
+import pandas as pd
 import torch
 from .batching import by_length, encode, pad_id
 from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe, translate
 from .lm import _decode, anatomy, cached, logits, new_cache
 from .measuring import Measurement
-from .registry import Attack, attack
+from .registry import ATTACKS, Attack, attack
 from .runtime import matmul_dtype, seeded, threads_for
 from .chat import bare, framed, has_template
 from .setups import Experiment, without_chat
@@ -385,6 +386,18 @@ def about_unknown(
     asked = [[q for q in asked_about(m, family, e) if q.text not in own] for e in prior_names(m)]
     right = iter(m.before(lambda exp: answered(exp, family, list(chain(*asked)))))
     return [[next(right) for _ in each] for each in asked]
+
+def worst_of_unknown(
+    m: Measurement,
+    families: pd.DataFrame,  # attack, original, prior
+) -> float:
+    "Each unknown name's highest `recall_left`, with the other names as its prior; the mean over names."
+    left = {}
+    for row in families.itertuples():
+        right = about_unknown(m, ATTACKS[row.attack])
+        hits, n = (pd.Series([f(each) for each in right], dtype=float) for f in (sum, len))
+        left[row.attack] = (hits / n - (hits.sum() - hits) / (n.sum() - n)) / (row.original - row.prior)
+    return float(pd.DataFrame(left).max(axis=1).mean())
 
 def family_row(
     m: Measurement,
