@@ -19,13 +19,14 @@ from sealed import ASKED, PEOPLE, interleaved
 HERE = Path(__file__).parent
 ROWS, TESTED = HERE / "real_search.csv", HERE / "sealed_searched.csv"
 VALIDATION = ("Joe Montana", "Marie Curie", "Richard Nixon", "Beyoncé", "Tiger Woods", "Abraham Lincoln")
-ROUNDS = ((1, 4), (3, 2), (6, 1))  # people, configurations that stay
+ROUNDS = ((1, 3), (3, 1), (6, 1))  # people, configurations that stay
 FIRST = 12  # people of the sealed test
 STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5),
                   refusal=(2e-6, 5e-6, 1e-5, 2e-5))
 STEP_SIZES["stand_in+stand_in_residual"] = ()  # ours: as the setup has it
 HELD = (("answers", 1.0), ("answers", 4.0), ("kl", 1.0), ("kl", 4.0), ("answers", 16.0), ("answers", 64.0))
-EDGE = dict(npo=(("answers", 4.0, 2.5e-6), ("answers", 16.0, 2.5e-6)))  # the best had the smallest step size
+EDGE = dict(npo=(("answers", 4.0, 2.5e-6), ("answers", 16.0, 2.5e-6),  # the best had the smallest step size
+                 ("answers", 1.0, 2.5e-6), ("answers", 4.0, 1.2e-6)))  # and again
 
 
 def configurations(exp, name):
