@@ -1,6 +1,7 @@
 "The sealed test's table is what its protocol says: its people, its methods, each cell once, the rules first."
 
 import importlib.util
+import json
 import subprocess
 from pathlib import Path
 
@@ -49,6 +50,19 @@ def test_each_cell_was_made_once_and_each_method_in_one_way(rows):
     assert not rows.duplicated(["method", "target", "seed"]).any()
     assert (rows.groupby("method").settings.nunique() == 1).all()
     assert (rows[rows.method != "original"].groupby("method").config.nunique() == 1).all()
+
+
+def test_what_was_searched_on_others_ran_on_the_first_of_them(people):
+    "The search saw no one of the sealed test; its best configuration, and no other, ran there."
+    search = pd.read_csv(RESULTS / "real_search.csv", comment="#")
+    assert not set(search.target) & set(people.name)
+    tested = pd.read_csv(RESULTS / "sealed_searched.csv", comment="#")
+    firsts = sealed.interleaved(people)
+    for method, rows in tested[tested.method != "original"].groupby("method"):
+        assert list(rows.target) == firsts[: len(rows)]
+        tried = search[search.method == method].groupby("config").score.agg(["mean", "size"])
+        best = json.loads(tried[tried["size"] == 6]["mean"].idxmax())
+        assert all(json.loads(c).items() >= best.items() for c in rows.config)
 
 
 def test_the_protocol_came_first():

@@ -1,7 +1,7 @@
 """Settings of the methods on Gemma, searched as in chapter 07. Each published method has its setup's
 configuration and 24 or more, narrowed down over six people on whom settings were chosen before
-(real_search.csv). Ours is not searched, and stands beside them. With --test, the choice runs on the first
-twelve people of the sealed test (sealed_searched.csv). Goes on where it stopped.
+(real_search.csv). With --test, the choice runs on the first twelve people of the sealed test
+(sealed_searched.csv). Goes on where it stopped.
 
     python nbs/results/real_search.py npo           the search: about 80 minutes on two cores
     python nbs/results/real_search.py npo --test    the choice on the twelve
@@ -23,7 +23,6 @@ ROUNDS = ((1, 3), (3, 1), (6, 1))  # people, configurations that stay
 FIRST = 12  # people of the sealed test
 STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5),
                   refusal=(2e-6, 5e-6, 1e-5, 2e-5))
-STEP_SIZES["stand_in+stand_in_residual"] = ()  # ours: as the setup has it
 HELD = (("answers", 1.0), ("answers", 4.0), ("kl", 1.0), ("kl", 4.0), ("answers", 16.0), ("answers", 64.0))
 EDGE = dict(npo=(("answers", 4.0, 2.5e-6), ("answers", 16.0, 2.5e-6),  # the best had the smallest step size
                  ("answers", 1.0, 2.5e-6), ("answers", 4.0, 1.2e-6)))  # and again
