@@ -12,14 +12,15 @@ __all__ = ['PRIOR_NAMES', 'can_write', 'writable', 'in_new_words', 'in_front', '
 import csv
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from importlib import resources
 from typing import Any
 import torch
-from .batching import by_length, encode, pad_id
+from .batching import by_length, encode, left_padded
 from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe, translate
-from .lm import _decode, anatomy, cached, logits, new_cache
+from .lm import _decode, next_tokens
 from .measuring import Measurement
 from .registry import Attack, attack
 from .runtime import matmul_dtype, seeded, threads_for
@@ -270,20 +271,8 @@ def drawn_tokens(
     n: int,                      # replies to each
 ) -> torch.Tensor:               # [prompts * n, tokens of a reply]
     "Tokens at temperature 1. Each prompt is read once, however many replies it gets."
-    pad, longest, body = pad_id(exp.tokenizer), max(map(len, rows)), anatomy(exp.model).body
-    ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=exp.device)
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=exp.device)
-    place = (mask.cumsum(-1) - 1).clamp(min=0)
-    state = cached(exp.model, cache := new_cache(exp.model))
-    out = body(input_ids=ids, attention_mask=mask, position_ids=place, **state)
-    said = [draw(logits(exp.model, out.last_hidden_state[:, -1]).repeat_interleave(n, 0))]
-    mask, place = (x.repeat_interleave(n, 0) for x in (mask, place[:, -1:]))
-    cache.batch_repeat_interleave(n)
-    while len(said) < exp.settings.reply_tokens:
-        mask, place = torch.cat([mask, torch.ones_like(said[-1])], -1), place + 1
-        out = body(input_ids=said[-1], attention_mask=mask, position_ids=place, **state)
-        said.append(draw(logits(exp.model, out.last_hidden_state[:, -1])))
-    return torch.cat(said, -1)
+    prompts = left_padded(rows, exp.tokenizer, exp.device)
+    return next_tokens(exp.model, *prompts, exp.settings.reply_tokens, nullcontext(), draw, n)
 
 # %% ../../nbs/workshop/asking.ipynb #0aeceb36
 @torch.no_grad()

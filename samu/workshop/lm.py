@@ -7,10 +7,10 @@ __all__ = ['FAMILIES', 'DAMAGED', 'Trained', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit
            'Anatomy', 'check_config', 'anatomy', 'load_config', 'load_tokenizer', 'needs', 'check_bits', 'device_map',
            'few_bits', 'settled', 'check_fits', 'load_lm', 'new_cache', 'cached', 'residuals', 'residuals_at',
            'residuals_by_layer', 'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs',
-           'answer_logprobs', 'answer_loss', 'perplexity', 'greedy', 'tokens_at_once', 'generate', 'name_stacks',
-           'answer_edited', 'refuse_few_bits', 'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies',
-           'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output', 'check_output_folder',
-           'save_trained', 'save_lm']
+           'answer_logprobs', 'answer_loss', 'perplexity', 'likeliest', 'next_tokens', 'tokens_at_once', 'generate',
+           'name_stacks', 'answer_edited', 'refuse_few_bits', 'trained_weights', 'copy_weights_', 'weights_kept',
+           'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output',
+           'check_output_folder', 'save_trained', 'save_lm']
 
 # %% ../../nbs/workshop/lm.ipynb #fcd468a3
 import json, logging, math, os, re, shutil
@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from .batching import (
-    Batch, Span, batches, by_length, encode, name_tokens, pad_id, shared_beginnings, text_spans)
+    Batch, Span, batches, by_length, encode, left_padded, name_tokens, pad_id, shared_beginnings, text_spans)
 from .runtime import SMALL, Device, pick_device, pick_dtype, seeded
 from .registry import expanded
 from .store import OURS, UserError, atomic_folder, listed
@@ -249,9 +249,6 @@ def load_lm(
 class _Seen(Exception):
     "Raised by a hook to end a forward pass."
 
-def _hidden(output: Any) -> Tensor:
-    "A block's residual stream, which may come in a tuple."
-    return output[0] if isinstance(output, tuple) else output
 
 def _padding(mask: Tensor | None) -> dict[str, Tensor]:
     "What a body must know of padding on the left: tokens are counted from the first real one."
@@ -283,8 +280,8 @@ def _read_blocks(
     "Residuals after several blocks. The pass ends after the last of them."
     seen: dict[int, Tensor] = {}
 
-    def keep(layer: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        seen[layer] = _hidden(output).to(ids.device)  # blocks may lie on several GPUs
+    def keep(layer: int, module: nn.Module, inputs: Any, h: Tensor) -> None:
+        seen[layer] = h.to(ids.device)  # blocks may lie on several GPUs
         if layer == max(layers):
             raise _Seen
 
@@ -365,10 +362,8 @@ def edit_residual(
     edit: Callable[[Tensor], Tensor],  # residuals [texts, tokens, d_model] -> the same shape
 ) -> Iterator[None]:
     "Change the residual stream after a block, as long as the context is open."
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        was = _hidden(output)
-        h = edit(was.to(hf.device)).to(was.device)
-        return (h, *output[1:]) if isinstance(output, tuple) else h
+    def hook(module: nn.Module, inputs: Any, h: Tensor) -> Tensor:
+        return edit(h.to(hf.device)).to(h.device)
 
     handle = _block(hf, layer).register_forward_hook(hook)
     try:
@@ -461,16 +456,28 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
+def likeliest(scores: Tensor) -> Tensor:  # [texts, 1]
+    "The token with the highest logit, of [texts, vocabulary]."
+    return scores.argmax(-1, keepdim=True)
+
 @torch.no_grad()
-def greedy(
+def next_tokens(
     hf: PreTrainedModel, ids: Tensor, mask: Tensor, steps: int, at_prompt: AbstractContextManager[None],
+    pick: Callable[[Tensor], Tensor] = likeliest,  # logits [texts, vocabulary] -> tokens [texts, 1]
+    n: int = 1,                                    # replies to each text
 ) -> Tensor:
-    "The likeliest next tokens, [texts, steps]. The pass over the prompts runs inside `at_prompt`."
-    a, said, state = anatomy(hf), [], _padding(mask) | cached(hf, new_cache(hf))
+    "Next tokens, [texts * n, steps]. Each text is read once, inside `at_prompt`."
+    a, said, cache = anatomy(hf), [], new_cache(hf)
+    state = _padding(mask) | cached(hf, cache)
     for step in range(steps):
         with at_prompt if step == 0 else nullcontext():
             out = a.body(input_ids=ids, **state)
-        ids = logits(hf, out.last_hidden_state[:, -1].to(mask.device)).argmax(-1, keepdim=True)
+        scores = logits(hf, out.last_hidden_state[:, -1].to(mask.device))
+        if step == 0 and n > 1:
+            cache.batch_repeat_interleave(n)
+            scores = scores.repeat_interleave(n, 0)
+            state |= {k: state[k].repeat_interleave(n, 0) for k in ("attention_mask", "position_ids")}
+        ids = pick(scores)
         state["position_ids"] = state["position_ids"][:, -1:] + 1
         state["attention_mask"] = torch.cat([state["attention_mask"], torch.ones_like(ids)], dim=-1)
         said.append(ids)
@@ -493,16 +500,12 @@ def _continue(
     progress: str | None = None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
-    replies, pad = [""] * len(rows), pad_id(tokenizer)
+    replies = [""] * len(rows)
     groups = by_length([len(r) + steps for r in rows], tokens_at_once(hf.device))
     for group in tqdm(groups, desc=progress, leave=False, disable=progress is None):
-        longest = max(len(rows[i]) for i in group)
-        missing = [longest - len(rows[i]) for i in group]
-        ids = [[pad] * m + rows[i] for i, m in zip(group, missing, strict=True)]
-        mask = [[0] * m + [1] * (longest - m) for m in missing]
-        prompts = (torch.tensor(x, device=hf.device) for x in (ids, mask))
-        edit = at_prompt(group, longest) if at_prompt else nullcontext()
-        said = greedy(hf, *prompts, steps, edit)
+        ids, mask = left_padded([rows[i] for i in group], tokenizer, hf.device)
+        edit = at_prompt(group, ids.shape[1]) if at_prompt else nullcontext()
+        said = next_tokens(hf, ids, mask, steps, edit)
         for i, reply in zip(group, _decode(hf, tokenizer, said), strict=True):
             replies[i] = reply
     return replies

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from .registry import RETAIN, SETUPS, Method, expanded
 from .runtime import matmul_dtype
 from .batching import batches, encode, name_spans
-from .lm import (anatomy, check_bits, greedy, load_config, load_tokenizer, refuse_few_bits,
+from .lm import (anatomy, check_bits, load_config, load_tokenizer, next_tokens, refuse_few_bits,
                               tokens_at_once, trained_weights)
 from .sae_files import JumpReLU
 from .setups import (Added, Experiment, LoopConfig, People, at_layer, load, middle_block,
@@ -237,7 +237,7 @@ def asking_peak(
     rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // longest)
     with torch.no_grad(), tracker:  # one pass, as if the replies were there already
         ids = torch.zeros(rows, longest, dtype=torch.long)
-        greedy(exp.model, ids, torch.ones_like(ids), 1, nullcontext())
+        next_tokens(exp.model, ids, torch.ones_like(ids), 1, nullcontext())
     asking, tracker.peak = tracker.peak, training
     return sum(asking.values())
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from .registry import UserError
+from .registry import UserError, nearest
 from .replies import THOUSANDS, says_answer
 
 # %% ../../nbs/workshop/tables.ipynb #421b70a3
@@ -371,10 +371,7 @@ def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     for e in entities:
         if wanted in [tidy(n).casefold() for n in (e.name, *e.aliases)]:
             return e
-    near = difflib.get_close_matches(tidy(name), [e.name for e in entities], n=3, cutoff=0.5)
-    hint = f"samu entities --setup {setup} lists them"
-    if near:
-        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    hint = nearest(tidy(name), [e.name for e in entities], f"samu entities --setup {setup} lists them", repr)
     raise UserError(f"no entity {name!r} in setup {setup!r}; {hint}")
 
 # %% ../../nbs/workshop/tables.ipynb #a61e84a7
