@@ -9,10 +9,9 @@ __all__ = ['FILES', 'CANNOT_DRAW', 'ASKED', 'OTHERWISE', 'TRAINED', 'INSIDE', 'R
            'left_open', 'facts_of']
 
 # %% ../../nbs/workshop/auditing.ipynb #926615c7
-import base64, math
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 import pandas as pd, torch
@@ -22,7 +21,7 @@ from .leaks import read_by_dictionary
 from .lm import check_output_folder, list_output, load_config
 from .loop import Run
 from .measuring import Measurement
-from .plots import ORIGINAL, PALETTE, TARGET, UNKNOWN, curves, figure, png
+from .plots import ORIGINAL, PALETTE, TARGET, UNKNOWN, address, curves, figure, rendered
 from .privacy import forgotten_names, read_card
 from .registry import Metric
 from .setups import Experiment, LoopConfig, load_saved, without_chat
@@ -122,7 +121,7 @@ def plain_numbers(
 def drawn(draw: Callable[[], Any]) -> dict[str, str]:  # figure: an address, or missing: why there is none
     "Draw a picture, if that is possible."
     try:
-        return {"figure": "data:image/png;base64," + base64.b64encode(png(draw(), dpi=90)).decode()}
+        return {"figure": address(draw(), 90)}
     except CANNOT_DRAW as error:
         return {"missing": f"This picture could not be drawn ({type(error).__name__})."}
 
@@ -174,13 +173,9 @@ def page(
     pictures: Sequence[Mapping[str, dict[str, str]]], # of each person: metric -> from `drawn`
 ) -> str:
     "The page: one file, without scripts, in plain HTML."
-    import jinja2
-    text = resources.files("samu").joinpath("data/audit.html").read_text(encoding="utf-8")
     people = [dict(p, claims=[dict(c, **pics.get(c["metric"], {})) for c in p["claims"]])
               for p, pics in zip(report["people"], pictures, strict=True)]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = shown
-    return environment.from_string(text).render(dict(report, people=people))
+    return rendered("audit.html", shown=shown, **dict(report, people=people))
 
 # %% ../../nbs/workshop/auditing.ipynb #6e6e679a
 def asked_how(
@@ -285,7 +280,7 @@ def facts_of(
 ) -> list[tuple[str, str]]:
     "What exactly was tested: (what, value)."
     exp = run.exp
-    original = dict(weights) | {k: p for k, p in run.original.items()}
+    original = dict(weights) | run.original
     made = ", ".join(f"{k} {v}" for k, v in vars(run.config).items())
     return [("weights of this model, SHA-256", tensors_hash(weights)),
             ("weights of the original, SHA-256", tensors_hash(original)),

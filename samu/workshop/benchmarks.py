@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from .registry import UserError, expanded, nearest
 from .tables import Entity, Question
-from .batching import answer_spans, batches
+from .batching import Pair, answer_spans, batches
 from .chat import chat_text, has_template
 from .lm import PLACES_AT_ONCE, final_hidden, generate, logits
 from .statistics import auc
@@ -173,9 +173,8 @@ def perturbed_probes(
     for start in range(0, len(records), PER_AUTHOR):
         block = records[start:start + PER_AUTHOR]
         name = most_named([f"{r['question']} {r['answer']}" for r in block]) if about else ""
-        for r in block:
-            out.append(Probe(name, r["question"], (r["answer"],), r.get("paraphrased_answer") or r["answer"],
-                             tuple(r["perturbed_answer"])))
+        out += [Probe(name, r["question"], (r["answer"],), r.get("paraphrased_answer") or r["answer"],
+                      tuple(r["perturbed_answer"])) for r in block]
     return out
 
 # %% ../../nbs/workshop/benchmarks.ipynb #c27b04cc
@@ -231,8 +230,8 @@ def read_places(
 def score_answers(
     hf: Any,
     tokenizer: Any,
-    pairs: Sequence[tuple[str, str]],  # (whole prompt, answer)
-) -> list[Scored]:                     # in their order
+    pairs: Sequence[Pair],  # with the whole prompt
+) -> list[Scored]:          # in their order
     "Score answers. Raises UserError for an empty prompt or answer."
     end = tokenizer.eos_token or ""
     spans = answer_spans((prompt, f"{answer}{end}") for prompt, answer in pairs)

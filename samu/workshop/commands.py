@@ -6,6 +6,7 @@ __all__ = ['check', 'plan', 'sweep', 'benchmark_scores', 'benchmark', 'purge', '
 # %% ../../nbs/workshop/commands.ipynb #8f2dca16
 import dataclasses
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -92,23 +93,21 @@ def benchmark_scores(
     device: str | None,
 ) -> dict[str, float]:
     "The numbers of a benchmark. Files are read and checked before a model is loaded."
-    b, lm = import_module("samu.workshop.benchmarks"), import_module("samu.workshop.lm")
-    if kind not in ("tofu", "rwku"):
-        raise UserError(f"the benchmarks are tofu and rwku, not {kind!r}")
-    read = b.read_tofu(data, split) if kind == "tofu" else b.read_rwku(data, subject)
-    ratios = None
-    if kind == "tofu" and gold is not None:
-        trained_without = lm.load_lm(gold, device)
-        ratios = b.truth_ratios(*trained_without, read.forget, b.chat_question(trained_without[1]))
-        del trained_without
-    hf, tokenizer = lm.load_lm(model, device)
+    from samu.workshop import benchmarks as b
+    from samu.workshop.chat import chat_text
+    from samu.workshop.lm import load_lm
     if kind == "rwku":
-        chat = import_module("functools").partial(import_module("samu.workshop.chat").chat_text, tokenizer)
-        found: dict[str, float] = b.rwku_scores(hf, tokenizer, read, chat, tokens)
-        return found
-    ask = b.chat_question(tokenizer)
-    scores: dict[str, float] = b.tofu_scores(hf, tokenizer, read, ratios, prompt=ask, tokens=tokens)
-    return scores
+        rwku, (hf, tokenizer) = b.read_rwku(data, subject), load_lm(model, device)
+        return b.rwku_scores(hf, tokenizer, rwku, partial(chat_text, tokenizer), tokens)
+    if kind != "tofu":
+        raise UserError(f"the benchmarks are tofu and rwku, not {kind!r}")
+    tofu, ratios = b.read_tofu(data, split), None
+    if gold is not None:
+        trained_without = load_lm(gold, device)
+        ratios = b.truth_ratios(*trained_without, tofu.forget, b.chat_question(trained_without[1]))
+        del trained_without
+    hf, tokenizer = load_lm(model, device)
+    return b.tofu_scores(hf, tokenizer, tofu, ratios, prompt=b.chat_question(tokenizer), tokens=tokens)
 
 @tools.command()
 def benchmark(kind: Benchmark, data: Data, model: c.Saved, split: Split = "forget10", subject: Subject = "",

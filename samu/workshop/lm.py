@@ -633,26 +633,26 @@ def optimizer_step(
             p.copy_(c)
 
 # %% ../../nbs/workshop/lm.ipynb #ef7e657b
-def _peft() -> Any:
-    "The package peft. Raises UserError without it."
+def _lora_config(hf: PreTrainedModel, around: Iterable[str], rank: int, **options: Any) -> Any:
+    "What peft is to put around matrices. Raises UserError without peft."
     needs("peft", "an adapter")
-    import peft
-    return peft
+    from peft import LoraConfig
+    turned = any(isinstance(m, Conv1D) for m in hf.modules())  # GPT-2 keeps matrices the other way round
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned, **options)
 
 def add_lora(
     hf: PreTrainedModel, trained: Mapping[str, nn.Parameter], rank: int, seed: int = 0,
 ) -> list[nn.Parameter]:  # of the adapters
     "Put LoRA adapters around matrices (Hu et al., 2021). Raises UserError without peft, or without a matrix."
-    peft = _peft()
     matrices = {id(p) for p in trained.values() if p.ndim == 2}
     around = {k: m for k, m in hf.named_modules() if id(getattr(m, "weight", None)) in matrices}
     if not around:
         raise UserError("no trained weight is a matrix that an adapter could go around; use lora_rank=0")
-    turned = any(isinstance(m, Conv1D) for m in around.values())  # GPT-2 keeps matrices the other way round
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned)
+    config = _lora_config(hf, around, rank)
+    from peft import inject_adapter_in_model
     before = {id(p) for p in hf.parameters()}
     with seeded(seed, hf.device):
-        peft.inject_adapter_in_model(config, hf)
+        inject_adapter_in_model(config, hf)
     return [p for p in hf.parameters() if id(p) not in before]
 
 def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
@@ -674,19 +674,15 @@ def adapter_files(
     rank: int,                       # of the adapters
 ) -> dict[str, bytes]:               # name of a file in `adapter/` -> content
     "Files of peft for the change of each matrix. Raises UserError without peft."
-    peft = _peft()
-    tensors, names = {}, [k for k in original if original[k].ndim == 2]
-    turned = any(isinstance(m, Conv1D) for m in hf.modules())
-    for k in names:
+    around = {k: k.removesuffix(".weight") for k in original if original[k].ndim == 2}
+    config = _lora_config(hf, around.values(), rank, task_type="CAUSAL_LM").to_dict()
+    turned, tensors = config["fan_in_fan_out"], {}
+    for k, name in around.items():
         delta = changed[k].detach().float() - original[k].float()
         with seeded(0, delta.device):
             u, s, v = torch.svd_lowrank(delta.T if turned else delta, q=min(rank, *delta.shape), niter=4)
-        name = f"base_model.model.{k.removesuffix('.weight')}"
-        tensors[f"{name}.lora_A.weight"] = v.T.contiguous().cpu()
-        tensors[f"{name}.lora_B.weight"] = (u * s).contiguous().cpu()
-    around = [k.removesuffix(".weight") for k in names]
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=around, fan_in_fan_out=turned,
-                             task_type="CAUSAL_LM").to_dict()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = v.T.contiguous().cpu()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (u * s).contiguous().cpu()
     text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, default=str)
     return {"adapter/adapter_config.json": text.encode(), "adapter/adapter_model.safetensors": save(tensors)}
 

@@ -7,8 +7,8 @@ __all__ = ['loaded_once', 'share_right', 'facts_of_kin', 'unknown_share', 'only_
            'cost_of', 'mean_row', 'as_float', 'measured', 'begins_recall', 'prior_unlike', 'first_name_ratio',
            'last_name_ratio', 'retain_recall', 'unknown_rate', 'unknown_ratio', 'kept_perplexity', 'perplexity',
            'perplexity_ratio', 'answer_distributions', 'answer_kl', 'retrained_without', 'gold_kl', 'gold_kl_floor',
-           'residuals_at_names', 'kept_test', 'kept_probes', 'grid_settings', 'GridRow', 'refuse_unseen', 'fill_grid',
-           'name_cloud']
+           'residuals_at_names', 'kept_test', 'blocks_to_read', 'kept_probes', 'grid_settings', 'GridRow',
+           'refuse_unseen', 'fill_grid', 'name_cloud']
 
 # %% ../../nbs/workshop/measuring.ipynb #9cc21c79
 import functools
@@ -284,15 +284,19 @@ def kept_test(
     return UnknownTest(**{k: v.to(exp.device) for k, v in fields.items()})
 
 # %% ../../nbs/workshop/measuring.ipynb #99a8c79c
+def blocks_to_read(exp: Experiment) -> list[int]:
+    "The block below the site, the site, and up to four above."
+    above = range(exp.layer + 1, exp.n_layers)
+    some = [above[int(i)] for i in np.linspace(0, len(above) - 1, 4).round()] if above else []
+    return sorted({max(0, exp.layer - 1), exp.layer, *some})
+
 def kept_probes(
     exp: Experiment,
     asked: Sequence[Sequence[Question]],  # known, unknown to fit on; known, unknown to check on
 ) -> dict[int, Probe]:                    # layer -> probe; empty only in a model of one block
     """Probes below and above the site of the original model; kept. Those that take unknown names for known,
     or cannot tell held-out names apart, are left out; the best one stays."""
-    above = range(exp.layer + 1, exp.n_layers)
-    layers = sorted({above[int(i)] for i in np.linspace(0, len(above) - 1, 4).round()}) if above else []
-    layers = sorted({max(0, exp.layer - 1), *layers} - {exp.layer})
+    layers = [i for i in blocks_to_read(exp) if i != exp.layer]
 
     def fit() -> list[dict[str, Any]]:
         only_original(exp)

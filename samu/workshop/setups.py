@@ -26,8 +26,8 @@ from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, f
                                  keep_many)
 from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts, checked,
-                                  default_prompts, find_entity, is_right, ordinary_prose, read_entities,
-                                  read_prompts, real_entities, real_prompts, tidy, with_added)
+                                  default_prompts, find_entity, ordinary_prose, read_entities, read_prompts,
+                                  real_entities, real_prompts, right_share, tidy, with_added)
 from .lm import anatomy, check_fits, generate, load_config, load_lm, trained_weights
 from .names import made_names
 from .privacy import read_card
@@ -204,8 +204,7 @@ class Experiment(Parts):
 
     def recall(self, questions: Sequence[Question]) -> float:  # 0 to 1
         "Share of questions that the model, as it is now, answers rightly."
-        right = [is_right(r, q.answers) for r, q in zip(self.ask(questions), questions, strict=True)]
-        return sum(right) / max(1, len(right))
+        return right_share(self.ask(questions), questions)
 
 # %% ../../nbs/workshop/setups.ipynb #a1471276
 @part

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt',
-           'Question', 'tidy', 'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'parted', 'refuse_repeated',
-           'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names',
-           'find_entity', 'data_file', 'real_entities', 'real_prompts', 'ordinary_prose']
+           'Question', 'tidy', 'plain', 'is_right', 'right_share', 'read_text', 'cell_text', 'aliased', 'parted',
+           'refuse_repeated', 'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts',
+           'check_prompts', 'check_names', 'find_entity', 'data_file', 'real_entities', 'real_prompts',
+           'ordinary_prose']
 
 # %% ../../nbs/workshop/tables.ipynb #9f686833
 import codecs, csv, difflib, io, json, re, unicodedata
@@ -90,6 +91,11 @@ def is_right(reply: str, answers: Iterable[str]) -> bool:
     first = max([6, *(len(words.split()) for words in wanted)])
     said = f" {' '.join(line.split()[:first])} "
     return any(f" {words} " in said for words in wanted if words)
+
+def right_share(replies: Sequence[str], asked: Sequence[Question]) -> float:  # 0 to 1; 0 for no questions
+    "Share of replies that are right."
+    right = [is_right(r, q.answers) for r, q in zip(replies, asked, strict=True)]
+    return sum(right) / max(1, len(right))
 
 # %% ../../nbs/workshop/tables.ipynb #6306065b
 COLUMNS = ("name", "kind", "attribute", "answers")

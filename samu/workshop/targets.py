@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .tables import Entity, Question, plain
 from .privacy import holds
-from .batching import Batch, answer_spans, batches, name_spans, width
+from .batching import Batch, Pair, answer_spans, batches, name_spans, width
 from .lm import answer_logprobs, residuals_at
 from .chat import bare
 from .setups import Experiment
@@ -156,9 +156,9 @@ def known_line(
 
 # %% ../../nbs/workshop/targets.ipynb #46015eb9
 def without_answers(
-    keep: Sequence[tuple[str, str]],  # (prompt, answer)
+    keep: Sequence[Pair],
     targets: Sequence[Entity],
-) -> list[tuple[str, str]]:
+) -> list[Pair]:
     "Retained texts without those whose answer names a target: they would teach the name anew."
     names = [plain(n) for e in targets for n in (e.name, *e.aliases)]
     return [pair for pair in keep if not holds(pair[1], names)]
@@ -172,14 +172,14 @@ def texts_to_keep(
     near: Container[str],          # names of the target's kind
     n: int,                        # texts of each sort
     rng: random.Random,
-) -> list[tuple[str, str]]:        # (prompt, answer); the answer may be empty
+) -> list[Pair]:                   # the answer may be empty
     "Draw the texts that hold the model in place."
     end = next(iter(exp.settings.unknown_answers), "")
 
-    def some(texts: Sequence[tuple[str, str]], n: int) -> list[tuple[str, str]]:
+    def some(texts: Sequence[Pair], n: int) -> list[Pair]:
         return rng.sample(list(texts), min(len(texts), n))
 
-    keep: list[tuple[str, str]] = []
+    keep: list[Pair] = []
     for asked in (known, unknown):
         texts = [(q.text, q.answers[0] if q.answers else end) for q in asked]
         mine = some([t for t, q in zip(texts, asked, strict=True) if q.name in near], n // 2)
