@@ -213,7 +213,7 @@ def truth_rank_gap(m: Measurement) -> float:
 def depth_table(m: Measurement) -> pd.DataFrame:
     "Recall with other residuals at the name; no rows if no unknown name is as long. See `patch_rows`."
     asked = two_ways(m.exp, m.split.target)
-    fitting = same_width(m.exp, asked, m.split.unknown_score, renamed)[:3]
+    fitting = same_width(m.exp, asked, m.split.unknown_score)[:3]
     return patch_rows(m, asked, [[renamed(q, e) for q in asked] for e in fitting])
 
 # %% ../nbs/08_attacks.ipynb #e9b53628

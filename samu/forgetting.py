@@ -157,7 +157,7 @@ def about(exp: Experiment, split: Split, config: LoopConfig, seed: int) -> dict[
                         for asked in (moved, check))
     facts = [q for q in train if q.attribute in target.facts]
     facts = facts or [q for q in check if q.attribute in target.facts]
-    other = choose_stand_in(exp, facts, split.unknown_loss, renamed)
+    other = choose_stand_in(exp, facts, split.unknown_loss)
     line = exp.name_line if config.remove_known else None
     frozen = frozen_activations(exp, forget, [renamed(q, other) for q in moved], line)
     refuse_loss_leaks(exp, [target], [q.text for q in facts], [q.text[:q.stop] for q in moved + check])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRIOR_NAMES', 'can_write', 'writable', 'in_new_words', 'in_front', 'reworded', 'behind_pattern', 'behind_facts',
-           'begun', 'data_rows', 'other_names', 'described', 'renamed_to', 'flag_questions', 'naming_questions',
-           'in_translation', 'with_choices', 'draw', 'drawn_tokens', 'draw_replies', 'sampled', 'answered', 'template',
-           'asked_by', 'prior_names', 'family_row']
+           'begun', 'data_rows', 'other_names', 'described', 'filled', 'renamed_to', 'flag_questions',
+           'naming_questions', 'in_translation', 'with_choices', 'draw', 'drawn_tokens', 'draw_replies', 'sampled',
+           'answered', 'template', 'asked_by', 'prior_names', 'family_row']
 
 # %% ../../nbs/workshop/asking.ipynb #2a6918ff
 import csv
@@ -184,6 +184,11 @@ def described(
         if (facts["birthplace"], facts["profession"]) not in taken:
             return describe(Entity(name, "person", facts), [Entity(name, "person", facts)])
 
+def filled(entity: Entity, attribute: str, prompt: str, answers: tuple[str, ...]) -> Question:
+    "A prompt about an entity, wherever it has the name."
+    blank = Question(entity.name, attribute, "", 0, 0, answers)
+    return in_new_words(blank, prompt.replace("{name}", entity.name))
+
 def renamed_to(
     question: Question,
     who: str,            # stands where the name stood
@@ -198,9 +203,7 @@ def flag_questions(
 ) -> list[Question]:  # none if the birthplace is not among its facts, or has no flag here
     "From the name to the birthplace, and from there to its flag."
     place = entity.facts.get("birthplace", ("",))[0]
-    blank = Question(entity.name, "birthplace", "", 0, 0, (FLAGS.get(place, ""),))
-    texts = [text.replace("{name}", entity.name) for text in TWO_HOPS]
-    return [in_new_words(blank, text) for text in texts] if place in FLAGS else []
+    return [filled(entity, "birthplace", text, (FLAGS[place],)) for text in TWO_HOPS if place in FLAGS]
 
 def naming_questions(
     exp: Experiment,
@@ -232,8 +235,7 @@ def in_translation(
             answers = entity.facts[row["attribute"]]
             words = [w for r in data_rows("real_words.csv") if r["english"] in answers
                      for w in r[row["language"]].split("|")]
-            blank = Question(entity.name, row["attribute"], "", 0, 0, (*words, *answers))
-            out.append(in_new_words(blank, row["prompt"].replace("{name}", entity.name)))
+            out.append(filled(entity, row["attribute"], row["prompt"], (*words, *answers)))
     return out
 
 # %% ../../nbs/workshop/asking.ipynb #91ed70ee
@@ -324,8 +326,7 @@ def template(
 ) -> list[Question]:            # none for a model without a template
     "The scoring questions, asked the other way."
     fitting = [p for p in exp.prompts if p.kind == entity.kind and p.split == "score"]
-    asked = [in_new_words(Question(entity.name, p.attribute, "", 0, 0, entity.facts[p.attribute]),
-                          p.text.replace("{name}", entity.name))
+    asked = [filled(entity, p.attribute, p.text, entity.facts[p.attribute])
              for p in fitting if p.attribute in entity.facts]
     if exp.settings.chat:
         return [bare(exp.tokenizer, q) for q in asked]

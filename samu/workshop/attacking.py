@@ -28,8 +28,9 @@ from samu.workshop.relearning import (
 from samu.workshop.runtime import matmul_dtype
 from samu.workshop.sae_files import sae_digest
 from samu.workshop.setups import Experiment
+from samu.workshop.statistics import auc
 from samu.workshop.store import UserError, kept, key_of
-from samu.workshop.tables import Entity, Question, right_share
+from samu.workshop.tables import Entity, Question, renamed, right_share
 
 ONE_FACT = "it takes one fact to show, one to watch, and an unknown name"
 NOTHING_FITS = "no question or unknown name fits here, or the coordinates are another model's"
@@ -72,15 +73,14 @@ def unknown_names(m: Measurement) -> list[Entity]:  # may be empty
 
 def same_width(
     exp: Experiment,
-    questions: Sequence[Question],    # about one entity
+    questions: Sequence[Question],  # about one entity
     candidates: Sequence[Entity],
-    rename: Any,                      # (question, entity) -> the question about that entity
-) -> list[Entity]:                    # may be empty
+) -> list[Entity]:                  # may be empty
     "Who shares no part of the name, and has a name of as many tokens in every question."
     parts = set(questions[0].name.split())
     apart = [e for e in candidates if not parts & set(e.name.split())]
     wide = [width(exp.tokenizer, q) for q in questions]
-    return [e for e in apart if [width(exp.tokenizer, rename(q, e)) for q in questions] == wide]
+    return [e for e in apart if [width(exp.tokenizer, renamed(q, e)) for q in questions] == wide]
 
 # %% ../../nbs/workshop/attacking.ipynb #31b09af2
 def rounded(
@@ -153,8 +153,7 @@ def place_among(
     scores: Tensor,  # [n], the truth first
 ) -> float:          # 0 = the truth is the highest, 1 = the lowest
     "Share of the others that score higher than the truth; a tie counts half."
-    truth, others = scores[0], scores[1:]
-    return ((others > truth).float() + 0.5 * (others == truth).float()).mean().item()
+    return auc(scores[1:], scores[:1])
 
 @torch.no_grad()
 def scored_answers(

@@ -9,7 +9,7 @@ __all__ = ['FILES', 'CANNOT_DRAW', 'ASKED', 'OTHERWISE', 'TRAINED', 'INSIDE', 'R
            'left_open', 'facts_of']
 
 # %% ../../nbs/workshop/auditing.ipynb #926615c7
-import math
+import json, math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -110,13 +110,7 @@ def plain_numbers(
     value: Any,  # numbers, words, lists, dictionaries
 ) -> Any:
     "The same with None for what is no number."
-    if isinstance(value, Mapping):
-        return {k: plain_numbers(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_numbers(v) for v in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
+    return json.loads(json.dumps(value), parse_constant=lambda word: None)
 
 def drawn(draw: Callable[[], Any]) -> dict[str, str]:  # figure: an address, or missing: why there is none
     "Draw a picture, if that is possible."

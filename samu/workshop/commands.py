@@ -149,8 +149,6 @@ def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Dev
     if not question.strip():
         raise UserError("the question is empty")
     place = c.model_in(model, "config.json")
-    if place is None:
-        raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
     c.quiet()
     from samu.workshop.chat import chat_text
     from samu.workshop.lm import check_fits, generate, load_lm

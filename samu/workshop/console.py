@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'LOCKS', 'MEMORY', 'sentence', 'run_command', 'quiet',
            'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'added', 'check_methods', 'check_settings', 'numbers',
-           'block_range', 'config_defaults', 'options_used', 'open_log', 'begin', 'check_words', 'model_in',
-           'saved_model', 'writable', 'plain', 'write_report', 'draw', 'save_comparison']
+           'block_range', 'config_defaults', 'options_used', 'open_log', 'begin', 'check_words', 'model_in', 'writable',
+           'plain', 'write_report', 'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #25c31c06
 import csv, errno, io, json, logging, re, sys, time, traceback, warnings
@@ -356,17 +356,12 @@ def check_words(tokenizer: Any, text: str) -> None:
             raise UserError(f"the model's tokenizer does not know the word {word!r}; ask in the words of "
                             "its own texts, such as: Question: Where was NAME born? Answer:")
 
-def model_in(folder: Path, file: str) -> Path | None:
-    "The folder of a model, itself or that of results: the place that holds `file`; None if none does."
-    return next((place for place in (folder, folder / "model") if (place / file).is_file()), None)
-
-def saved_model(folder: Path) -> Path:  # of the saved model
-    "Raise UserError for a folder that holds no model saved by samu."
-    place = model_in(folder, "samu.json")
-    if place is None:
-        raise UserError(f"{str(folder)!r} holds no model saved by samu (no samu.json); "
-                        "give the folder that samu unlearn wrote")
-    return place
+def model_in(folder: Path, file: str) -> Path:
+    "A model's folder, given itself or in that of results. Raises UserError if `file` is in neither."
+    for place in (folder, folder / "model"):
+        if (place / file).is_file():
+            return place
+    raise UserError(f"{str(folder)!r} holds no model (no {file}); give the folder that samu unlearn wrote")
 
 def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     "Raise UserError if results cannot or must not be written there. Nothing is made."

@@ -336,13 +336,9 @@ def holm(
     p: Sequence[float],  # of one table; NaN takes no part
 ) -> list[float]:        # in the same order
     "P-values for many comparisons."
-    values = np.asarray(p, dtype=float)
-    order = [i for i in np.argsort(values) if not np.isnan(values[i])]
-    adjusted, worst = values.copy(), 0.0
-    for place, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - place) * values[i]))
-        adjusted[i] = worst
-    return adjusted.tolist()
+    ordered = pd.Series(p, dtype=float).dropna().sort_values()
+    adjusted = (ordered * np.arange(len(ordered), 0, -1)).clip(upper=1).cummax()
+    return adjusted.reindex(range(len(p))).tolist()
 
 # %% ../../nbs/workshop/statistics.ipynb #990afa35
 def paired(

@@ -6,7 +6,7 @@
 __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt',
            'Question', 'tidy', 'plain', 'is_right', 'right_share', 'read_text', 'cell_text', 'aliased', 'parted',
            'refuse_repeated', 'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts',
-           'check_prompts', 'check_names', 'find_entity', 'data_file', 'real_entities', 'real_prompts',
+           'check_prompts', 'check_names', 'renamed', 'find_entity', 'data_file', 'real_entities', 'real_prompts',
            'ordinary_prose']
 
 # %% ../../nbs/workshop/tables.ipynb #9f686833
@@ -370,6 +370,11 @@ def check_names(entities: Sequence[Entity], tokenizer: Any) -> None:
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
             raise UserError(f"the tokenizer cannot represent the name {name!r}; "
                             "use a model with another tokenizer, or leave this entity out")
+
+def renamed(question: Question, entity: Entity) -> Question:
+    "The same question about another name; the accepted answers stay."
+    text = question.text[:question.start] + entity.name + question.text[question.stop:]
+    return replace(question, name=entity.name, text=text, stop=question.start + len(entity.name))
 
 def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     "The entity called `name`. Raises UserError with the nearest names for one that is not there."

@@ -9,11 +9,11 @@ __all__ = ['ASKED', 'in_passing', 'hold_out_phrasing', 'in_other_ways', 'choose_
 
 # %% ../../nbs/workshop/targets.ipynb #10187ca1
 import random, re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
-from .tables import Entity, Question, plain
+from .tables import Entity, Question, plain, renamed
 from .privacy import holds
 from .batching import Batch, Pair, answer_spans, batches, name_spans, width
 from .lm import answer_logprobs, residuals_at
@@ -50,19 +50,16 @@ def in_other_ways(
     "The same questions under each other name of the entity, too; of a chat model, without its template, too."
     out = list(asked)
     for other in entity.aliases:
-        texts = [q.text[:q.start] + other + q.text[q.stop:] for q in asked]
-        out += [replace(q, name=other, text=t, stop=q.start + len(other))
-                for q, t in zip(asked, texts, strict=True)]
+        out += [renamed(q, replace(entity, name=other)) for q in asked]
     return out + ([bare(exp.tokenizer, q) for q in out] if exp.settings.chat else [])
 
 ASKED = 16  # candidates that are asked about; each costs a pass for each fact
 
 @torch.no_grad()
 def choose_stand_in(
-    exp: Experiment,                 # the original model
-    facts: Sequence[Question],       # about the target's known facts
-    entities: Sequence[Entity],      # unknown ones to choose from
-    renamed: Callable[[Question, Entity], Question],  # puts another name into a question
+    exp: Experiment,             # the original model
+    facts: Sequence[Question],   # about the target's known facts
+    entities: Sequence[Entity],  # unknown ones to choose from
 ) -> Entity:
     "The unknown name to whom the model gives the target's facts least, of those that fit as well as can be."
     kind, parts = exp.find(facts[0].name).kind, set(facts[0].name.split())
@@ -87,12 +84,12 @@ class FrozenActivations:
 def frozen_activations(
     exp: Experiment,                  # the original model
     forget: Sequence[Batch],          # the target's name in its texts, cut after it
-    renamed: Sequence[Question],      # the texts that `forget` was made of, with the stand-in's name
+    asked: Sequence[Question],        # the texts that `forget` was made of, with the stand-in's name
     line: "KnownLine | None" = None,  # take off the stand-in what looks known about it
 ) -> FrozenActivations:               # tokens in the order of the places of all batches
     "The original residuals at the target's name, and at the stand-in's."
     by_text: dict[int, Tensor] = {}
-    for b in batches(exp.tokenizer, name_spans(renamed)[0], cut=True, device=exp.device):
+    for b in batches(exp.tokenizer, name_spans(asked)[0], cut=True, device=exp.device):
         h = residuals_at(exp.model, b, exp.layer)
         for i, text in enumerate(b.text_index.tolist()):
             by_text[text] = h[b.batch_index == i].flip(0)  # row 0 = the last token of the name
