@@ -72,7 +72,7 @@ def saved_run(
     weights = {k: p.detach() for k, p in saved.model.named_parameters()}
     base: Any = saved.base
     check_card(folder, card, weights, base)
-    base = base if chat or not base.settings.chat else without_chat(base)
+    base = base if chat else without_chat(base)
     own = {k: p.detach() for k, p in base.model.named_parameters()}
     changed = {k: p for k, p in weights.items() if not torch.equal(p, own[k])}
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))

@@ -391,8 +391,8 @@ def middle_block(n_layers: int) -> int:
     return n_layers // 2 if n_layers > 4 else 1
 
 def tokens_for(
-    exp: "Experiment",
-) -> int:           # tokens of a reply
+    exp: Experiment,
+) -> int:  # tokens of a reply
     "Tokens of a reply, enough for the shortest accepted answer to every question of the table."
     answers = [values for e in exp.entities for values in e.facts.values()]
     lengths = [min(len(exp.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in v) for v in answers]
@@ -400,25 +400,27 @@ def tokens_for(
 
 # %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
 def with_chat(
-    exp: "Experiment",   # of a model that was trained on requests
-) -> "Experiment":
+    exp: Experiment,  # of a model that was trained on requests
+) -> Experiment:
     "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
     prompts = chat_prompts(exp.tokenizer, exp.prompts)
     return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True))
 
 def without_chat(
-    exp: "Experiment",   # asked in its template
-) -> "Experiment":
+    exp: Experiment,  # asked in its template, or not
+) -> Experiment:
     "The same experiment, asked with texts to be continued."
+    if not exp.settings.chat:
+        return exp
     prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
     settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)
     return replace(exp, prompts=prompts, settings=settings)
 
 def with_aliases(
-    exp: "Experiment",
+    exp: Experiment,
     name: str,               # somebody in the table
     aliases: Sequence[str],  # other names of the same person; may be none
-) -> "Experiment":
+) -> Experiment:
     "The same experiment with further names of one person. Raises UserError for names that cannot be written."
     person = exp.find(name)
     known_by = aliased(person, [*person.aliases, *map(tidy, aliases)])
@@ -512,7 +514,7 @@ def load_saved(
     if Path(source).resolve() == folder.resolve():
         raise UserError(f"{str(file)!r} names its own folder as the original; correct its base_setup")
     original = _load_original(card, seed, device, layer, people)
-    original = original if chat or not original.settings.chat else without_chat(original)
+    original = original if chat else without_chat(original)
     hf, tokenizer = load_lm(folder, original.device, _dtype_named(dtype) or original.dtype)
     return replace(original, name=str(folder), model=hf, tokenizer=tokenizer, folder=folder,
                    model_hash=_weights_hash(folder), base=original)
