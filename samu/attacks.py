@@ -170,7 +170,7 @@ register_raw("unshown_recall", unshown_excess)
 # %% ../nbs/08_attacks.ipynb #3ef8c840
 def benign_curves(exp: Experiment, target: Entity, others: Sequence[Entity]) -> pd.DataFrame:  # step, unshown
     "Fine-tune on other people's facts, and watch the target's; kept."
-    return kept_watch(watch, exp, target, told_about(exp, others), two_ways(exp, target))
+    return kept_watch(exp, target, told_about(exp, others), two_ways(exp, target))
 
 @metric(good="low", threshold=0.10, group="attacks", title="Training on others does not bring the facts back")
 def benign_excess(m: Measurement) -> float:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ROUNDINGS', 'Curves', 'every_stack', 'edited_recall', 'patched_recall', 'unknown_names', 'same_width', 'rounded',
            'nf4_values', 'nf4', 'rounded_weights', 'rounding_rows', 'shares_left', 'place_among', 'scored_answers',
-           'truth_place', 'kept_place', 'depth_of', 'kept_before', 'patch_rows', 'steer_rows', 'kept_rows',
-           'kept_table', 'kept_watch', 'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share',
-           'Share', 'worst', 'families_that_count', 'register_raw']
+           'truth_place', 'kept_place', 'depth_of', 'kept_before', 'patch_rows', 'steer_rows', 'kept_table',
+           'kept_watch', 'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
+           'families_that_count', 'register_raw']
 
 # %% ../../nbs/workshop/attacking.ipynb #686c26bd
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from samu.workshop.lm import (PLACES_AT_ONCE, anatomy, answer_edited, cached, lo
 from samu.workshop.measuring import Measurement
 from samu.workshop.registry import metric
 from samu.workshop.relearning import (
-    KEPT_AT_LEAST, Relearning, attack_for, kept_by, peak, picks, relearning_area, said_now)
+    KEPT_AT_LEAST, Relearning, attack_for, kept_by, peak, picks, relearning_area, said_now, watch)
 from samu.workshop.runtime import matmul_dtype
 from samu.workshop.sae_files import sae_digest
 from samu.workshop.setups import Experiment
@@ -274,32 +274,27 @@ def steer_rows(
     return table.assign(recall=right(m.exp, asked), prior=prior, questions=len(asked))
 
 # %% ../../nbs/workshop/attacking.ipynb #bfdc5a0d
-def kept_rows(
-    make: Callable[[Measurement], pd.DataFrame],
-    m: Measurement,
-) -> pd.DataFrame:
-    "The table, kept; see `kept_table`."
-    exp = m.reference.exp
-    if m.exp.model_hash != exp.model_hash:
-        return pd.DataFrame(columns=COLUMNS)
-    dictionary = sae_digest(m.before(lambda exp: exp.sae))
-    unknown = [e.name for e in m.split.unknown_score]
-    parts = (m.exp.model_id, exp.id, exp.matmul, m.split.target, unknown, exp.prompts, dictionary)
-    with matmul_dtype(m.exp.model, m.exp.matmul):
-        return kept("attack tables", key_of(parts, make), partial(make, m))
-
 def kept_table(make: Callable[[Measurement], pd.DataFrame]) -> Callable[[Measurement], pd.DataFrame]:
     "A decorator: the table is kept, and has no rows for a model that was trained anew."
-    return wraps(make)(partial(kept_rows, make))
+    @wraps(make)
+    def table(m: Measurement) -> pd.DataFrame:
+        exp = m.reference.exp
+        if m.exp.model_hash != exp.model_hash:
+            return pd.DataFrame(columns=COLUMNS)
+        dictionary = sae_digest(m.before(lambda exp: exp.sae))
+        unknown = [e.name for e in m.split.unknown_score]
+        parts = (m.exp.model_id, exp.id, exp.matmul, m.split.target, unknown, exp.prompts, dictionary)
+        with matmul_dtype(m.exp.model, m.exp.matmul):
+            return kept("attack tables", key_of(parts, make), partial(make, m))
+    return table
 
 # %% ../../nbs/workshop/attacking.ipynb #513909a4
 def kept_watch(
-    watch: Callable[..., pd.DataFrame],  # of the notebook on relearning
-    exp: Experiment,                     # attacked as its model is now
+    exp: Experiment,            # attacked as its model is now
     target: Entity,
     shown: Sequence[Pair],
-    asked: Sequence[Question],           # about what is not shown
-) -> pd.DataFrame:                       # step, unshown
+    asked: list[Question],      # about what is not shown
+) -> pd.DataFrame:              # step, unshown
     "Fine-tuning on some texts; kept."
     key = key_of([exp.model_id, exp.matmul, target, exp.prompts, list(shown), list(asked)], watch)
     return kept("relearned", key, lambda: watch(exp, target, shown, dict(unshown=asked), None))

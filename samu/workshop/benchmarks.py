@@ -26,7 +26,7 @@ from .registry import UserError, expanded, nearest
 from .tables import Entity, Question
 from .batching import Pair, answer_spans, batches
 from .chat import chat_text, has_template
-from .lm import PLACES_AT_ONCE, final_hidden, generate, logits
+from .lm import PLACES_AT_ONCE, final_hidden, generate, logits, needs
 from .statistics import auc
 
 # %% ../../nbs/workshop/benchmarks.ipynb #71c3fc6e
@@ -289,10 +289,8 @@ def rouge_recalls(
     truths: Sequence[str],  # in the same order
 ) -> list[float]:           # 0 to 1
     "ROUGE-L recall of each reply. Raises UserError without the package."
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError:
-        raise UserError("ROUGE needs the package rouge-score; run pip install rouge-score") from None
+    needs("rouge_score", "ROUGE")
+    from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return [scorer.score(t, r)["rougeL"].recall for t, r in zip(truths, replies, strict=True)]
 

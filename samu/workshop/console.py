@@ -6,7 +6,7 @@
 __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'LOCKS', 'MEMORY', 'sentence', 'run_command', 'quiet',
            'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'added', 'check_methods', 'check_settings', 'numbers',
            'block_range', 'config_defaults', 'options_used', 'open_log', 'begin', 'check_words', 'model_in', 'writable',
-           'plain', 'write_report', 'draw', 'save_comparison']
+           'plain', 'write_report', 'save_figure', 'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #25c31c06
 import csv, errno, io, json, logging, re, sys, time, traceback, warnings
@@ -394,22 +394,24 @@ def write_report(out: Path, rows: list[dict[str, Any]], **about: Any) -> dict[st
     return report
 
 # %% ../../nbs/workshop/console.ipynb #ccc3308a
-def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any]]) -> None:
+def save_figure(out: Path, fig: Any) -> None:
     "Write the figure of a report."
-    import pandas as pd
     from samu.workshop import lm, plots
-    shares = pd.DataFrame(rows, columns=["method", "target_recall", "retain_ratio", "probe_known"])
-    fig = plots.cloud_figure(frame, target, shares.set_index("method").astype(float))
     plots.save(fig, out / "figure.png")
     lm.list_output(out, ["figure.png"])
 
+def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any]]) -> None:
+    "Draw names and shares, and write the figure."
+    import pandas as pd
+    from samu.workshop.plots import cloud_figure
+    shares = pd.DataFrame(rows, columns=["method", "target_recall", "retain_ratio", "probe_known"])
+    save_figure(out, cloud_figure(frame, target, shares.set_index("method").astype(float)))
+
 def save_comparison(exp: "Experiment", rows: "pd.DataFrame", out: Path, clock: "Clock") -> None:
     "Save a comparison, then print its summary."
-    from samu.workshop import lm, plots, privacy, statistics
+    from samu.workshop import plots, privacy, statistics
     write_report(out, rows.to_dict("records"), setup=exp.name, seconds=dict(clock))
-    fig = plots.plane_figure(statistics.intervals(rows, ["target_recall", "retain_ratio"]))
-    plots.save(fig, out / "figure.png")
-    lm.list_output(out, ["figure.png"])
+    save_figure(out, plots.plane_figure(statistics.intervals(rows, ["target_recall", "retain_ratio"])))
     privacy.keep_private(out)
     table = statistics.summary(rows, shown()).reset_index()
     show(table.to_dict("records"), list(table.columns), "mean over people [95 % interval]")

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'in_passing', 'hold_out_phrasing', 'in_other_ways', 'choose_stand_in', 'FrozenActivations',
-           'frozen_activations', 'joined_activations', 'coordinate_scale', 'KnownLine', 'known_line', 'without_answers',
-           'texts_to_keep']
+           'frozen_activations', 'joined_activations', 'KnownLine', 'known_line', 'without_answers', 'texts_to_keep']
 
 # %% ../../nbs/workshop/targets.ipynb #10187ca1
 import random, re
@@ -111,20 +110,12 @@ def joined_activations(
     return FrozenActivations(torch.cat([p.own for p in parts]), torch.cat([p.stand_in for p in parts]))
 
 # %% ../../nbs/workshop/targets.ipynb #a3effca1
-def coordinate_scale(
-    residuals: Tensor,  # [tokens, d_model]
-) -> Tensor:            # [d_model]
-    "Variance of each coordinate, never below a thousandth of their mean."
-    v = (residuals - residuals.mean(0)).pow(2).mean(0)
-    return v.clamp(min=1e-3 * v.mean())
-
-
 @dataclass
 class KnownLine:
     "The line from unknown to known names at the site."
     start: Tensor      # [d_model], where the least known quarter of unknown names ends
     direction: Tensor  # [d_model], from there to the mean of known names
-    scale: Tensor      # [d_model], from `coordinate_scale`
+    scale: Tensor      # [d_model], variance of each coordinate, never below a thousandth of their mean
 
     def project_known(
         self,
@@ -147,7 +138,8 @@ def known_line(
     known: Tensor,    # the same of known ones
 ) -> KnownLine:
     "The line through the means of both groups."
-    scale, way = coordinate_scale(unknown), known.mean(0) - unknown.mean(0)
+    variance = (unknown - unknown.mean(0)).pow(2).mean(0)
+    scale, way = variance.clamp(min=1e-3 * variance.mean()), known.mean(0) - unknown.mean(0)
     quarter = KnownLine(unknown.mean(0), way, scale).project_known(unknown).quantile(.25)
     return KnownLine(unknown.mean(0) + quarter * way, (1 - quarter) * way, scale)
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'FEW', 'LINE', 'MIN_OWN', 'Readings', 'witness_prompts', 'candidate_tokens', 'first_token', 'head_logprobs',
            'read_names_once', 'LineUp', 'line_up_of', 'forgotten_with', 'readings_of', 'Parts', 'line_readings',
-           'mahalanobis', 'suspicions', 'combined', 'named', 'changes', 'line_up', 'line_up_beside', 'no_line',
-           'lineup_hit', 'lineup_auc', 'target_auc', 'register_suspicion', 'lineup_with_original', 'held_out_auc',
-           'line_auc', 'probe_scores', 'refitted', 'refit_mean', 'refit_auc', 'refit_kernel_auc', 'refit_held_out',
-           'forgotten_auc', 'lens_shares', 'lens_table', 'kept_lens', 'lens_excess']
+           'mahalanobis', 'suspicions', 'combined', 'named', 'changes', 'line_up', 'no_line', 'lineup_hit',
+           'lineup_auc', 'target_auc', 'register_suspicion', 'lineup_with_original', 'held_out_auc', 'line_auc',
+           'probe_scores', 'refitted', 'refit_mean', 'refit_auc', 'refit_kernel_auc', 'refit_held_out', 'forgotten_auc',
+           'lens_shares', 'lens_table', 'lens_excess']
 
 # %% ../../nbs/workshop/witnesses.ipynb #09a8f31e
 import itertools
@@ -226,13 +226,6 @@ def line_up(m: Measurement) -> dict[str, Tensor] | None:  # with "all"; None if 
     return m.once("line-up", rank)
 
 
-def line_up_beside(m: Measurement) -> dict[str, Tensor] | None:
-    "The same for the auditor who has the original as well; None for a model that is not made from it."
-    def rank() -> dict[str, Tensor] | None:
-        now, before = line_readings(m), line_readings(m, original=True) if m.run else None
-        return combined(changes(now, before)) if now and before else None
-    return m.once("line-up beside the original", rank)
-
 # %% ../../nbs/workshop/witnesses.ipynb #334a64fc
 def no_line(m: Measurement, name: str) -> float:
     "Nothing measured: there are too few names for a line-up."
@@ -276,10 +269,11 @@ for witness in ("probe", "distance", "surprise", "below"):
 @metric(good="low")
 def lineup_with_original(m: Measurement) -> float:
     "lineup_auc of an auditor who has the original as well, and looks at what has changed."
-    found = line_up_beside(m)
-    if found is None:
+    now, before = line_readings(m), line_readings(m, original=True) if m.run else None
+    if now is None or before is None:
         return m.absent("lineup_with_original", "there is no original beside it, or there are too few names")
-    return auc(found["all"][:1], found["all"][1:])
+    found = combined(changes(now, before))["all"]
+    return auc(found[:1], found[1:])
 
 # %% ../../nbs/workshop/witnesses.ipynb #a3b310a8
 def held_out_auc(known: Tensor, unknown: Tensor, linear: bool) -> float:  # residuals [names, d_model]
@@ -389,15 +383,13 @@ def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # 
 def lens_table(m: Measurement) -> pd.DataFrame:  # block, target, prior
     "The lens about the target on the model under test, and about unknown names in the original."
     kind, prior = m.split.target.kind, [q for g in ("namesakes", "unlike") for q in m.asked[g]]
-    before = m.before(lambda exp: kept_lens(exp, prior, kind))
+
+    def about_unknown(exp: Experiment) -> list[float]:
+        key = key_of([exp.id, exp.matmul, prior, kind], lens_shares)
+        return kept("lens", key, lambda: lens_shares(exp, prior, kind).tolist())
+    before = m.before(about_unknown)
     return pd.DataFrame(dict(block=range(m.exp.n_layers), prior=before,
                              target=lens_shares(m.exp, m.asked["target"], kind).tolist()))
-
-
-def kept_lens(exp: Experiment, asked: Sequence[Any], kind: str) -> list[float]:
-    "`lens_shares` of the original; kept."
-    key = key_of([exp.id, exp.matmul, asked, kind], lens_shares)
-    return kept("lens", key, lambda: lens_shares(exp, asked, kind).tolist())
 
 # %% ../../nbs/workshop/witnesses.ipynb #c8988d7a
 @metric(good="low", title="No block has the answer first")
