@@ -9,7 +9,7 @@ __all__ = ['Tokens', 'AFTER_FIRST', 'Pair', 'LEAST', 'encode', 'pad_id', 'left_p
 # %% ../../nbs/workshop/batching.ipynb #a84d8b19
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 import torch
 from torch import Tensor
@@ -96,8 +96,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on another device."
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in parts.items() if v is not None})
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
 
     def __len__(self) -> int:
         return len(self.ids)

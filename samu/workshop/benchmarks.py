@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Record', 'PER_AUTHOR', 'NAME', 'SPLITS', 'MEMBERSHIP', 'LEVELS', 'ASKS', 'Choices', 'LONG', 'REASON', 'damaged',
            'parse_records', 'check_field', 'read_records', 'data_folder', 'Probe', 'most_named', 'Tofu',
-           'named_question', 'perturbed_probes', 'read_tofu', 'Scored', 'read_places', 'score_answers', 'truth_ratio',
+           'named_questions', 'perturbed_probes', 'read_tofu', 'Scored', 'read_places', 'score_answers', 'truth_ratio',
            'share_of_true', 'near_one', 'below_one', 'forget_quality', 'rouge_recalls', 'extraction_strength',
            'lowest_fifth', 'membership', 'plain_prompt', 'chat_question', 'truth_ratios', 'group_scores', 'tofu_scores',
            'Rwku', 'subject_folder', 'level_probes', 'read_choices', 'read_truthful', 'read_rwku', 'share_picked',
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from .registry import UserError, expanded, nearest
-from .tables import Entity, Question
+from .tables import Entity, Question, plain
 from .batching import Pair, answer_spans, batches
 from .chat import chat_text, has_template
 from .lm import PLACES_AT_ONCE, final_hidden, generate, logits, needs
@@ -152,16 +152,15 @@ class Tofu:
     @property
     def questions(self) -> list[Question]:
         "Those of `forget` in whose text the author is named, each with the place of the name."
-        return [found for p in self.forget if p.about and (found := named_question(p)) is not None]
+        return named_questions(self.forget)
 
 # %% ../../nbs/workshop/benchmarks.ipynb #80fe3056
-def named_question(probe: Probe) -> Question | None:
-    "A question with the place of its name; None if the name does not stand in it."
-    start = probe.question.find(probe.about)
-    if start < 0:
-        return None
-    stop = start + len(probe.about)
-    return Question(probe.about, probe.sort or "fact", probe.question, start, stop, probe.answers)
+def named_questions(probes: Sequence[Probe]) -> list[Question]:
+    "Those in whose text the person is named, each with the place of the name."
+    named = [p for p in probes if p.about and p.about in p.question]
+    starts = [p.question.index(p.about) for p in named]
+    return [Question(p.about, p.sort or "fact", p.question, start, start + len(p.about), p.answers)
+            for p, start in zip(named, starts, strict=True)]
 
 def perturbed_probes(
     file: Path,
@@ -235,14 +234,13 @@ def score_answers(
     "Score answers. Raises UserError for an empty prompt or answer."
     end = tokenizer.eos_token or ""
     spans = answer_spans((prompt, f"{answer}{end}") for prompt, answer in pairs)
-    rows: dict[int, list[tuple[int, torch.Tensor]]] = {}
+    rows: dict[int, list[torch.Tensor]] = {}
     for b in batches(tokenizer, spans, batch_tokens=1024, device=hf.device):
-        found = zip(b.item.tolist(), b.from_end.tolist(), read_places(hf, b), strict=True)
-        for item, from_end, row in found:
-            rows.setdefault(item, []).append((from_end, row))
+        for item, row in zip(b.item.tolist(), read_places(hf, b), strict=True):
+            rows.setdefault(item, []).append(row)
     out = []
     for i, (_, answer) in enumerate(pairs):
-        table = torch.stack([row for _, row in sorted(rows[i], key=lambda r: -r[0])]).numpy()
+        table = torch.stack(rows[i]).numpy()
         inner = table[:-1] if end else table
         out.append(Scored(float(-table[:, 0].mean()), inner[:, 0], inner[:, 1] > 0, inner[:, 2], answer))
     return out
@@ -416,8 +414,7 @@ class Rwku:
     @property
     def questions(self) -> list[Question]:
         "The forget probes in whose text the person is named, each with the place of the name."
-        asked = [p for level in LEVELS[:3] for p in self.probes[level]]
-        return [found for p in asked if (found := named_question(p)) is not None]
+        return named_questions([p for level in LEVELS[:3] for p in self.probes[level]])
 
 # %% ../../nbs/workshop/benchmarks.ipynb #448e8faa
 def subject_folder(
@@ -548,17 +545,17 @@ def rwku_scores(
     tokens: int = 30,                  # of a reply
 ) -> dict[str, float]:                 # by level, and utility
     "ROUGE-L recall of every level of probes, and what else the model can still do."
-    from samu.workshop.tables import plain
+    def replies_to(probes: Sequence[Probe], n: int) -> list[str]:
+        return generate(hf, tokenizer, [chat(p.question) for p in probes], n)
+
     out = {}
     for level, probes in rwku.probes.items():
-        replies = generate(hf, tokenizer, [chat(p.question) for p in probes], tokens)
-        lines = [(r.strip().splitlines() or [""])[0] for r in replies]
+        lines = [(r.strip().splitlines() or [""])[0] for r in replies_to(probes, tokens)]
         out[level] = float(np.mean(rouge_recalls(lines, [p.answers[0] for p in probes])))
-    replies = generate(hf, tokenizer, [chat(p.question) for p in rwku.trivia], tokens)
     hits = [any(f" {plain(a)} " in f" {plain(r)} " for a in p.answers)
-            for p, r in zip(rwku.trivia, replies, strict=True)]
-    replies = generate(hf, tokenizer, [chat(p.question) for p in rwku.reasoning], LONG)
-    solved = [concluded(r) == concluded(p.answers[0]) for r, p in zip(replies, rwku.reasoning, strict=True)]
+            for p, r in zip(rwku.trivia, replies_to(rwku.trivia, tokens), strict=True)]
+    solved = [concluded(r) == concluded(p.answers[0])
+              for p, r in zip(rwku.reasoning, replies_to(rwku.reasoning, LONG), strict=True)]
     told = generate(hf, tokenizer, [chat(f"Instruction: {text}\n") for text in rwku.instructions], LONG)
     return out | dict(utility_general=choose(hf, tokenizer, rwku.choices),
                       utility_reasoning=float(np.mean(solved)),

@@ -418,22 +418,22 @@ def check_unexplained(f: Function) -> None:
 # %% ../../nbs/workshop/checks.ipynb #e52efe03
 def check_two_gradients(f: Function) -> None:
     "`two_gradients(h, W_enc, b_enc)` gives what reaches h through a, and through z, of the first off latent."
-    def which(h: Tensor, W: Tensor, b: Tensor, on: bool) -> int:
-        return int(((h @ W + b > 0) == on).nonzero()[0])
+    def column(h: Tensor, W: Tensor, b: Tensor, on: bool = False) -> Tensor:  # of the first off latent, or on
+        return W[:, int(((h @ W + b > 0) == on).nonzero()[0])]
 
     cases = [(numbers(4, seed=s), numbers(4, 6, seed=s + 10), numbers(6, seed=s + 20)) for s in (1, 2)]
     zero = torch.zeros(4)
-    by_mistake(f, lambda h, W, b: (zero, W[:, which(h, W, b, False)]), cases, {
+    by_mistake(f, lambda h, W, b: (zero, column(h, W, b)), cases, {
         "that latent is on; take the first one whose z is not above 0":
-            lambda h, W, b: (W[:, which(h, W, b, True)], W[:, which(h, W, b, True)]),
+            lambda h, W, b: (column(h, W, b, True),) * 2,
         "those are gradients of the sum over all latents; pick one":
             lambda h, W, b: (W[:, h @ W + b > 0].sum(-1), W.sum(-1)),
         "the gradient through z is not zero: it is the latent's column of W_enc; z has no nonlinearity":
             lambda h, W, b: (zero, zero),
         "the two are in the other order: through a first, then through z":
-            lambda h, W, b: (W[:, which(h, W, b, False)], zero),
+            lambda h, W, b: (column(h, W, b), zero),
         "both are the gradient through z; take the first through a, and mind that .grad adds up":
-            lambda h, W, b: (W[:, which(h, W, b, False)],) * 2,
+            lambda h, W, b: (column(h, W, b),) * 2,
         "that latent is off, but it is not the first": lambda h, W, b: (zero, W[:, (h @ W + b).argmin()]),
     })
 

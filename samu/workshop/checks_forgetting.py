@@ -268,26 +268,28 @@ def check_aim(f: Function) -> None:
     "`aim(z_known, z_unknown)` gives mu_K, mu_U and sd."
     z = numbers(9, 4, seed=1) * torch.tensor([1., 2., .5, 0.])
     cases = [(numbers(7, 4) + 2, z)]
-    by_mistake(f, lambda k, u: (k.mean(0), u.mean(0), u.std(0) + 1e-3), cases, {
+    def with_spread(spread: Function) -> Function:
+        return lambda k, u: (k.mean(0), u.mean(0), spread(k, u))
+
+    by_mistake(f, with_spread(lambda k, u: u.std(0) + 1e-3), cases, {
         "the known mean comes first": lambda k, u: (u.mean(0), k.mean(0), u.std(0) + 1e-3),
         "the spread is that of the unknown names: the target should end among them":
-            lambda k, u: (k.mean(0), u.mean(0), k.std(0) + 1e-3),
+            with_spread(lambda k, u: k.std(0) + 1e-3),
         "a latent that is the same on every unknown name has spread 0, and every distance becomes infinite; "
-        "add 1e-3": lambda k, u: (k.mean(0), u.mean(0), u.std(0)),
+        "add 1e-3": with_spread(lambda k, u: u.std(0)),
         "means are taken over names, dimension 0; each latent has its own":
             lambda k, u: (k.mean(1), u.mean(1), u.std(1) + 1e-3),
         "that spread divides by n; here it is std(0) as torch computes it, which divides by n - 1":
-            lambda k, u: (k.mean(0), u.mean(0), u.std(0, correction=0) + 1e-3),
-        "each latent has a spread of its own: std(0)":
-            lambda k, u: (k.mean(0), u.mean(0), u.std() + 1e-3),
+            with_spread(lambda k, u: u.std(0, correction=0) + 1e-3),
+        "each latent has a spread of its own: std(0)": with_spread(lambda k, u: u.std() + 1e-3),
         "the spread is the standard deviation, std(0), not the variance":
-            lambda k, u: (k.mean(0), u.mean(0), u.var(0) + 1e-3),
+            with_spread(lambda k, u: u.var(0) + 1e-3),
         "the spread is that of the unknown names alone, not of both groups":
-            lambda k, u: (k.mean(0), u.mean(0), torch.cat([k, u]).std(0) + 1e-3),
+            with_spread(lambda k, u: torch.cat([k, u]).std(0) + 1e-3),
         "each latent has its own mean and spread: mean(0), std(0)":
             lambda k, u: (k.mean(), u.mean(), u.std() + 1e-3),
         "0.001 is added to every spread, not a lower limit":
-            lambda k, u: (k.mean(0), u.mean(0), u.std(0).clamp(min=1e-3)),
+            with_spread(lambda k, u: u.std(0).clamp(min=1e-3)),
     })
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #20c1b86c

@@ -9,14 +9,14 @@ import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 from . import console as c
 from .console import typer
 from .registry import SETUPS, UserError
 
 # %% ../../nbs/workshop/commands.ipynb #5079869d
 tools = typer.Typer()
-Gigabytes = Annotated[Optional[float], typer.Option(
+Gigabytes = Annotated[float | None, typer.Option(
     "--gpu-gb", min=0, help="memory of the GPU to plan for; the CPU of this machine if left out")]
 Planned = Annotated[str, typer.Option(
     "--methods", help="separated by commas; lora: the default method with adapters")]
@@ -24,15 +24,15 @@ Listed = Annotated[Path, typer.Argument(
     parser=c.path, metavar="PEOPLE", help="a table of people, or a CSV file with the one column name")]
 Swept = Annotated[str, typer.Option("--methods", help="separated by commas; the setup's if left out")]
 Cells = Annotated[int, typer.Option("--workers", help="runs at a time", min=1)]
-Address = Annotated[Optional[str], typer.Option(help="a ray cluster; this machine if left out")]
+Address = Annotated[str | None, typer.Option(help="a ray cluster; this machine if left out")]
 Retries = Annotated[int, typer.Option(help="new tries of a run that fails", min=0)]
 Person = Annotated[str, typer.Argument(help="who is to be taken out")]
-Folders = Annotated[Optional[list[Path]], typer.Argument(parser=c.path, help="folders of earlier results")]
+Folders = Annotated[list[Path] | None, typer.Argument(parser=c.path, help="folders of earlier results")]
 Benchmark = Annotated[str, typer.Argument(help="tofu or rwku")]
 Data = Annotated[str, typer.Argument(help="folder with the benchmark's files, or a hub id")]
 Split = Annotated[str, typer.Option(help="TOFU's: forget01, forget05 or forget10")]
 Subject = Annotated[str, typer.Option(help="RWKU's: whose probes")]
-Gold = Annotated[Optional[Path], typer.Option(
+Gold = Annotated[Path | None, typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="longest reply, in tokens", min=1)]
 

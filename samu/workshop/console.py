@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 from .registry import METRICS, SETUPS, UserError, expanded
 
 if TYPE_CHECKING:
@@ -151,21 +151,21 @@ Setup = Annotated[str, typer.Option(help="name of a setup, a folder with a model
 Out = Annotated[Path, folder(help="folder for the results")]
 Seed = Annotated[int, typer.Option(help="for the choice and order of retained texts", min=0, max=10**9)]
 WorldSeed = Annotated[int, typer.Option("--seed", help="for the world and for the loop", min=0, max=10**9)]
-People = Annotated[Optional[Path], file(help="CSV or JSON table of people of your own, in addition")]
+People = Annotated[Path | None, file(help="CSV or JSON table of people of your own, in addition")]
 Only = Annotated[bool, typer.Option("--only", help="take the table of --people alone")]
-Dictionary = Annotated[Optional[Path], folder(
+Dictionary = Annotated[Path | None, folder(
     help="an SAE of SAELens, Gemma Scope 1 or 2, or Llama Scope; trained if left out")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda or mps; the fastest there is if left out")]
-Layer = Annotated[Optional[int], typer.Option(help="the site is after this block; the setup's if left out")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest there is if left out")]
+Layer = Annotated[int | None, typer.Option(help="the site is after this block; the setup's if left out")]
 Names = Annotated[list[str], typer.Argument(help="who is to be forgotten; samu entities lists them")]
-Method = Annotated[Optional[str], typer.Option(
+Method = Annotated[str | None, typer.Option(
     help="a method, an objective, or objectives joined by +; the setup's if left out")]
-Steps = Annotated[Optional[int], typer.Option(help="training steps, at most", min=1, max=10**6)]
-Rank = Annotated[Optional[int], typer.Option(
+Steps = Annotated[int | None, typer.Option(help="training steps, at most", min=1, max=10**6)]
+Rank = Annotated[int | None, typer.Option(
     help="train adapters of this rank and merge them; needs peft", min=1, max=1024)]
-Bits = Annotated[Optional[int], typer.Option(
+Bits = Annotated[int | None, typer.Option(
     "--frozen-bits", help="8 or 4, for the matrices that are not trained; needs bitsandbytes")]
-Grade = Annotated[Optional[str], typer.Option(help="list only the known, between or unknown")]
+Grade = Annotated[str | None, typer.Option(help="list only the known, between or unknown")]
 Bare = Annotated[bool, typer.Option("--names", help="print only names, one a line")]
 
 # %% ../../nbs/workshop/console.ipynb #51344238
@@ -175,34 +175,34 @@ Seeds = Annotated[str, typer.Option(help="for the loop, separated by commas")]
 Workers = Annotated[int, typer.Option(help="processes; each loads its own model", min=1)]
 Results = Annotated[Path, typer.Argument(
     parser=path, metavar="MODEL", help="folder of a saved model, or of results with model/ in it")]
-Page = Annotated[Optional[Path], folder(
+Page = Annotated[Path | None, folder(
     help="folder for report.json and audit.html; beside the model if left out")]
-Dtype = Annotated[Optional[str], typer.Option(help="type of the weights: float32, bfloat16 or float16")]
-Lr = Annotated[Optional[float], typer.Option(help="step size; the setup's if left out", min=0)]
-Alias = Annotated[Optional[list[str]], typer.Option(
+Dtype = Annotated[str | None, typer.Option(help="type of the weights: float32, bfloat16 or float16")]
+Lr = Annotated[float | None, typer.Option(help="step size; the setup's if left out", min=0)]
+Alias = Annotated[list[str] | None, typer.Option(
     "--alias", help="another name of the person; may be repeated")]
-KeepFact = Annotated[Optional[list[str]], typer.Option(
+KeepFact = Annotated[list[str] | None, typer.Option(
     "--keep-fact", help="an attribute that stays, such as hobby; simnpo keeps it, two_sided in part")]
 NoChat = Annotated[bool, typer.Option("--no-chat", help="do not use the model's chat template")]
 InTurn = Annotated[bool, typer.Option(
     "--in-turn", help="several people one after another, rehearsing; at once if left out")]
 Resume = Annotated[bool, typer.Option(
     "--resume", help="go on where the same command was killed; other options are refused")]
-PushTo = Annotated[Optional[str], typer.Option(
+PushTo = Annotated[str | None, typer.Option(
     "--push-to", metavar="HUB_ID", help="upload the model to a private repository of the hub")]
-Base = Annotated[Optional[str], typer.Option("--setup", help="the original, if it has moved")]
-Blocks = Annotated[Optional[str], typer.Option(help="trained blocks: site (up to it), all, or as in 3-9")]
+Base = Annotated[str | None, typer.Option("--setup", help="the original, if it has moved")]
+Blocks = Annotated[str | None, typer.Option(help="trained blocks: site (up to it), all, or as in 3-9")]
 KeepNames = Annotated[bool, typer.Option("--keep-names", help="write the names into the model's folder")]
-Config = Annotated[Optional[Path], file(
+Config = Annotated[Path | None, file(
     help="TOML file of options, for all commands or under the name of one")]
 Saved = Annotated[Path, folder(help="a saved model")]
 Question = Annotated[str, typer.Argument(
     help="in quotes; for a base model the beginning of a sentence works best")]
 Words = Annotated[int, typer.Option(help="longest answer, in tokens", min=1)]
 Clear = Annotated[bool, typer.Option("--clear", help="delete what is kept")]
-Kind = Annotated[Optional[str], typer.Option(help="only entries of this kind")]
+Kind = Annotated[str | None, typer.Option(help="only entries of this kind")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of every error")]
-Code = Annotated[Optional[Path], file(
+Code = Annotated[Path | None, file(
     help="Python file to run first, with objectives, attacks and so on of your own")]
 
 # %% ../../nbs/workshop/console.ipynb #64337832

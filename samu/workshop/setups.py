@@ -234,11 +234,10 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     others = made_names(exp.entities, exp.tokenizer, few, exp.seed + 1000, [e.name for e in exp.unknown])
     texts = []
     for e in [e for e in [*exp.entities, *others] if e.name not in never]:
-        asking = [p for p in exp.prompts if p.kind == e.kind and p.split == "loss"]
-        if e.facts:
-            asking = [p for p in asking if p.attribute in e.facts]
-        ends = [f" {e.facts[p.attribute][0]}." if e.facts else "" for p in asking]
-        texts += [p.text.replace("{name}", e.name) + end for p, end in zip(asking, ends, strict=True)]
+        for p in (p for p in exp.prompts if p.kind == e.kind and p.split == "loss"):
+            if not e.facts or p.attribute in e.facts:
+                end = f" {e.facts[p.attribute][0]}." if e.facts else ""
+                texts.append(p.text.replace("{name}", e.name) + end)
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 

@@ -93,9 +93,10 @@ def read_names_once(
     blocks: Sequence[int],
 ) -> Readings:
     "Read every name in every prompt, in one pass."
-    starts = [p.text.index("{name}") for _ in names for p in prompts]
-    texts = [p.text.replace("{name}", n) for n in names for p in prompts]
-    ends = [s + len(n) for s, n in zip(starts, [n for n in names for _ in prompts], strict=True)]
+    asked = [(n, p.text) for n in names for p in prompts]
+    starts = [text.index("{name}") for _, text in asked]
+    texts = [text.replace("{name}", n) for n, text in asked]
+    ends = [s + len(n) for s, (n, _) in zip(starts, asked, strict=True)]
     width = torch.tensor([sum(s < b and a < e for a, b in offsets) for (_, offsets), s, e in
                           zip(encode(exp.tokenizer, texts), starts, ends, strict=True)])
     spans = [Span(t, s, len(t), i) for i, (t, s) in enumerate(zip(texts, starts, strict=True))]
@@ -104,9 +105,7 @@ def read_names_once(
         h = residuals_by_layer(exp.model, made, [*blocks, top])
         item, ids, from_end = (torch.cat(x).cpu() for x in zip(
             *[(b.item, b.pick(b.ids), b.from_end) for b in made], strict=True))
-        order = item.argsort(stable=True)
-        place = torch.arange(len(item)) - torch.searchsorted(item[order], item[order])
-        nth = torch.empty_like(place).index_put_((order,), place)
+        nth = item.bincount()[item] - 1 - from_end
         last, inner = nth == width[item] - 1, (nth > 0) & (nth < width[item])
         before = inner.roll(-1)  # the place that predicts the next one
         nats = -head_logprobs(exp, h[top][before], ids[inner][:, None])[:, 0]
