@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'CANNOT_DRAW', 'ASKED', 'OTHERWISE', 'TRAINED', 'INSIDE', 'ROUNDED', 'SEEN', 'FOUND', 'LESS', 'SILENCE',
-           'LOOKS', 'check_card', 'card_config', 'saved_run', 'open_folder', 'plain_numbers', 'drawn', 'lines_figure',
+           'LOOKS', 'check_card', 'saved_run', 'open_folder', 'plain_numbers', 'drawn', 'lines_figure',
            'families_figure', 'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'dictionary_met',
            'left_open', 'facts_of']
 
@@ -50,14 +50,6 @@ def check_card(
         raise UserError(f"{str(folder)!r} was made with another table of people or prompts than that of "
                         f"{base.name!r}; put that table back, or forget again")
 
-def card_config(
-    settings: Mapping[str, Any],  # of samu.json
-) -> LoopConfig:
-    "The settings of the loop that a card records."
-    known = {f.name for f in fields(LoopConfig)}
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return LoopConfig(**{k: v for k, v in found.items() if k in known})
-
 # %% ../../nbs/workshop/auditing.ipynb #525bcf3c
 def saved_run(
     folder: Path,           # written by `Run.save`
@@ -78,8 +70,10 @@ def saved_run(
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))
     cost = dict(seconds=math.nan, step_ms=math.nan, peak_mb=math.nan)  # of training: not recorded
     names = tuple(forgotten_names(card, base.entities))
-    return Run(base, names, card["method"], card_config(card["settings"]), card["seed"],
-               history, **cost, original={k: own[k].clone() for k in changed}, changed=changed, before=None,
+    made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["settings"].items()}
+    config = LoopConfig(**{f.name: made[f.name] for f in fields(LoopConfig) if f.name in made})
+    return Run(base, names, card["method"], config, card["seed"], history, **cost,
+               original={k: own[k].clone() for k in changed}, changed=changed, before=None,
                id=tensors_hash(changed)[:16])
 
 # %% ../../nbs/workshop/auditing.ipynb #9e01992a

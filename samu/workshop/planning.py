@@ -115,7 +115,7 @@ def empty_task(
     asked = entities.questions(rest, exp.prompts, "loss")
     near, n = {e.name for e in rest}, min(config.retain_texts, ENOUGH) // 4
     keep = texts_to_keep(exp, asked, asked, asked, near, n, random.Random(0))
-    parts = []
+    parts: list[dict[str, list[Any]]] = []
     for target in [exp.find(t) for t in targets]:
         train, check = hold_out_phrasing(entities.questions([target], exp.prompts, "loss"))
         moved = train + in_passing(target.name, exp.ordinary["loss"], config.in_passing, 0)
@@ -123,9 +123,8 @@ def empty_task(
                                     device=exp.device) for group in (moved, check))
         places = sum(len(b.item) for b in forget)
         frozen = FrozenActivations(torch.empty(places, exp.d_model), torch.empty(places, exp.d_model))
-        part: dict[str, list[Any]] = dict(targets=[target], asked=train, forget=forget, moved=moved,
-                                          validate=validate)
-        parts.append(part | dict(frozen=[frozen]))
+        parts.append(dict(targets=[target], asked=train, forget=forget, moved=moved, validate=validate,
+                          frozen=[frozen]))
     exp.__dict__["sae"] = (aim := empty_aim(exp)).sae
     return task_of(exp, config, 0, aim, parts, keep, SimpleNamespace)
 

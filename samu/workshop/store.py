@@ -192,8 +192,7 @@ def kept_tensors(kind: str, key: str | None, make: Callable[[], Any]) -> Any:
             extra = {k: json.loads(v) for k, v in (f.metadata() or {}).items() if k == "json"}
             return {k: f.get_tensor(k) for k in f.keys()} | extra
     made = dict(make())
-    extra = {"json": made.pop("json")} if "json" in made else {}
-    text = {k: json.dumps(v, default=plain_number) for k, v in extra.items()}
+    text = {k: json.dumps(made.pop(k), default=plain_number) for k in ("json",) if k in made}
     found = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in made.items()}
     if file:
         from safetensors.torch import save_file
