@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FILES', 'CANNOT_DRAW', 'ASKED', 'OTHERWISE', 'TRAINED', 'INSIDE', 'ROUNDED', 'SEEN', 'FOUND', 'LESS', 'SILENCE',
-           'LOOKS', 'check_card', 'saved_run', 'open_folder', 'plain_numbers', 'drawn', 'lines_figure',
-           'families_figure', 'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'dictionary_met',
-           'left_open', 'facts_of']
+           'LOOKS', 'check_card', 'saved_run', 'open_folder', 'drawn', 'lines_figure', 'families_figure',
+           'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'dictionary_met', 'left_open',
+           'facts_of']
 
 # %% ../../nbs/workshop/auditing.ipynb #926615c7
-import json, math
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -99,12 +99,6 @@ def open_folder(
 
 # %% ../../nbs/workshop/auditing.ipynb #12001bc2
 CANNOT_DRAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-
-def plain_numbers(
-    value: Any,  # numbers, words, lists, dictionaries
-) -> Any:
-    "The same with None for what is no number."
-    return json.loads(json.dumps(value), parse_constant=lambda word: None)
 
 def drawn(draw: Callable[[], Any]) -> dict[str, str]:  # figure: an address, or missing: why there is none
     "Draw a picture, if that is possible."

@@ -6,7 +6,7 @@
 __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'LOCKS', 'MEMORY', 'sentence', 'run_command', 'quiet',
            'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'added', 'check_methods', 'check_settings', 'numbers',
            'block_range', 'config_defaults', 'options_used', 'open_log', 'begin', 'check_words', 'model_in', 'writable',
-           'plain', 'write_report', 'save_figure', 'draw', 'save_comparison']
+           'write_report', 'save_figure', 'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #25c31c06
 import csv, errno, io, json, logging, re, sys, time, traceback, warnings
@@ -372,15 +372,10 @@ def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     return place
 
 # %% ../../nbs/workshop/console.ipynb #62dbc0bf
-def plain(value: Any) -> Any:
-    "A value as JSON knows it; None for NaN."
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and value != value else value
-
 def write_report(out: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:  # the report
     "Write report.json and report.csv."
     from samu.workshop import lm, store
-    rows = [{key: plain(value) for key, value in row.items()} for row in rows]
+    rows = store.plain_numbers(rows)
     report = dict(samu_version=store.samu_version(), versions=store.versions(), arguments=sys.argv[1:])
     report |= about | dict(rows=rows)
     text = io.StringIO(newline="")
