@@ -361,7 +361,7 @@ def model_in(folder: Path, file: str) -> Path:
     for place in (folder, folder / "model"):
         if (place / file).is_file():
             return place
-    raise UserError(f"{str(folder)!r} holds no model (no {file}); give the folder that samu unlearn wrote")
+    raise UserError(f"{str(folder)!r} is not a model (no {file}); give the model/ of samu unlearn")
 
 def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     "Raise UserError if results cannot or must not be written there. Nothing is made."
