@@ -70,9 +70,10 @@ def says_answer(
             if re.search(rf"(?<!\w){bare}(?!\w)", re.sub(r"(?<=[A-Z])\.", "", reply)):
                 return True
             continue
-        patterns = (answer_pattern(answer, umlauts) for umlauts in (False, True))
-        if any(p and p.search(letters(reply, u)) for u, p in zip((False, True), patterns, strict=True)):
-            return True
+        for umlauts in (False, True):
+            pattern = answer_pattern(answer, umlauts)
+            if pattern and pattern.search(letters(reply, umlauts)):
+                return True
     return False
 
 # %% ../../nbs/workshop/replies.ipynb #7a9ce820
