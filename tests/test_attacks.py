@@ -155,7 +155,7 @@ def test_the_original_answers_every_family(exp, target):
     table = attacks.attack_table(m).set_index("attack")
     assert table.original.drop("fact_to_name").min() >= 0.8 and len(table) >= 13
     assert table.prior.max() <= 0.2
-    assert attacks.attack_left(m) == 1.0
+    assert attacks.attack_left(m) == 1.0 > 0.3 > METRICS["attack_left_unknown"].measure(m) >= 0.0
     assert ("fact_to_name (" in m.notes["attack_left"]) == (table.original["fact_to_name"] < 0.5)
 
 
@@ -167,6 +167,16 @@ def test_families_without_the_name(exp, target):
         assert asked[family] and not any(target in q.text for q in asked[family])
     assert all(target in q.text and "flag" in q.text for q in asked["two_hops"])
     assert not any(q.answers[0] in q.text.split() for q in asked["description"])
+
+
+def test_the_highest_share_of_names_without_facts():
+    "Each name beside the others; a name with no question in a family is passed over there."
+    families = pd.DataFrame(dict(attack=["hints", "few_shot"], original=[1.0, 0.9], prior=[0.5, 0.1]))
+    right = {"hints": [[True, False], [False, False], [False, False]], "few_shot": [[], [True], [False]]}
+    with patch.object(asking, "about_unknown", lambda m, family: right[family.name]):
+        # hints: 0.5, -0.25, -0.25 beside the others, over 0.5; few_shot: 1 and -1, over 0.8
+        assert asking.worst_of_unknown(None, families) == pytest.approx((1.0 + 1.25 - 0.5) / 3)
+        assert math.isnan(asking.worst_of_unknown(None, families[:0]))
 
 
 def test_weak_families_are_left_out_and_named():

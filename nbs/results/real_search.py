@@ -1,5 +1,5 @@
 """Settings of the methods on Gemma, searched as in chapter 07. Each published method has its setup's
-configuration and 24 more, narrowed down over six people on whom settings were chosen before
+configuration and 24 or more, narrowed down over six people on whom settings were chosen before
 (real_search.csv). Ours is not searched, and stands beside them. With --test, the choice runs on the first
 twelve people of the sealed test (sealed_searched.csv). Goes on where it stopped.
 
@@ -19,12 +19,14 @@ from sealed import ASKED, PEOPLE, interleaved
 HERE = Path(__file__).parent
 ROWS, TESTED = HERE / "real_search.csv", HERE / "sealed_searched.csv"
 VALIDATION = ("Joe Montana", "Marie Curie", "Richard Nixon", "Beyoncé", "Tiger Woods", "Abraham Lincoln")
-ROUNDS = ((1, 4), (3, 2), (6, 1))  # people, configurations that stay
+ROUNDS = ((1, 3), (3, 1), (6, 1))  # people, configurations that stay
 FIRST = 12  # people of the sealed test
 STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5),
                   refusal=(2e-6, 5e-6, 1e-5, 2e-5))
 STEP_SIZES["stand_in+stand_in_residual"] = ()  # ours: as the setup has it
-WEIGHTS, RETAIN = (1.0, 4.0, 16.0), ("answers", "kl")
+HELD = (("answers", 1.0), ("answers", 4.0), ("kl", 1.0), ("kl", 4.0), ("answers", 16.0), ("answers", 64.0))
+EDGE = dict(npo=(("answers", 4.0, 2.5e-6), ("answers", 16.0, 2.5e-6),  # the best had the smallest step size
+                 ("answers", 1.0, 2.5e-6), ("answers", 4.0, 1.2e-6)))  # and again
 
 
 def configurations(exp, name):
@@ -33,13 +35,13 @@ def configurations(exp, name):
 
     own = configure(exp.settings, method_named(name), {})
     fields = ("lr", "retain_weight", "retain", "steps", "keep_fraction")
+    grid = [(*held, lr) for held, lr in product(HELD, STEP_SIZES[name])] + [*EDGE.get(name, ())]
     return [{f: getattr(own, f) for f in fields}] + [
-        dict(zip(fields, (lr, weight, retain, own.steps, 1.0)))
-        for weight, retain, lr in product(WEIGHTS, RETAIN, STEP_SIZES[name])]
+        dict(zip(fields, (lr, weight, retain, own.steps, 1.0))) for retain, weight, lr in grid]
 
 
 def search(exp, name, workers=1):
-    "The configuration that scores best on all six people."
+    "Try all configurations on one person, the better ones on three, the best two on all six."
     from samu.workshop.tuning import best, tuning_rows
 
     tried = configurations(exp, name)
@@ -47,7 +49,14 @@ def search(exp, name, workers=1):
         rows = tuning_rows(exp, VALIDATION[:n], {name: tried}, ROWS, workers,
                            f"python nbs/results/{Path(__file__).name} {name}")
         tried = best(rows, stay)
-    return tried[0]
+
+
+def choice(name):
+    "The configuration that scores best on all six people, by the table."
+    from samu.workshop.tuning import best
+
+    rows = pd.read_csv(ROWS, comment="#").query("method == @name")
+    return best(rows[rows.groupby("config").target.transform("nunique") == len(VALIDATION)])[0]
 
 
 def main(
@@ -61,13 +70,14 @@ def main(
     from samu.workshop.setups import load
 
     exp = load("gemma-3-270m", dtype="float32")  # as in the sealed test
-    found = search(exp, method, workers)
-    print(method, found, flush=True)
+    if not test:
+        search(exp, method, workers)
+    print(method, choice(method), flush=True)
     if test:
-        command = f"python nbs/results/{Path(__file__).name} {method} --test"
-        exp = replace(exp, settings=replace(exp.settings, tuned={method: found}))
+        exp = replace(exp, settings=replace(exp.settings, tuned={method: choice(method)}))
         compare(exp, interleaved(pd.read_csv(PEOPLE))[:FIRST], [method], [0], TESTED, workers,
-                [*quick_metrics(), *ASKED], command=command)
+                [*quick_metrics(), *ASKED, "attack_left_unknown"],
+                command=f"python nbs/results/{Path(__file__).name} {method} --test")
 
 
 if __name__ == "__main__":

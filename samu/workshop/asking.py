@@ -6,7 +6,7 @@
 __all__ = ['PRIOR_NAMES', 'writable', 'in_new_words', 'in_front', 'reworded', 'behind_pattern', 'behind_facts', 'begun',
            'data_rows', 'other_names', 'described', 'filled', 'renamed_to', 'flag_questions', 'naming_questions',
            'in_translation', 'with_choices', 'draw', 'draw_replies', 'sampled', 'answered', 'template', 'asked_by',
-           'prior_names', 'family_row']
+           'prior_names', 'asked_about', 'about_unknown', 'worst_of_unknown', 'family_row']
 
 # %% ../../nbs/workshop/asking.ipynb #2a6918ff
 import csv
@@ -16,13 +16,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from importlib import resources
+from itertools import chain
 from typing import Any
+import pandas as pd
 import torch
 from .batching import by_length, encode, left_padded
 from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe, translate
 from .lm import _decode, next_tokens
 from .measuring import Measurement
-from .registry import Attack, attack
+from .registry import ATTACKS, Attack, attack
 from .runtime import matmul_dtype, seeded, threads_for
 from .chat import bare, framed, has_template
 from .setups import Experiment, without_chat
@@ -296,6 +298,8 @@ def answered(
     asked: Sequence[Question],    # by the family
 ) -> list[bool]:
     "Which questions are answered right; of several replies one is enough."
+    if not asked:
+        return []
     names = [len(exp.tokenizer(q.answers[0])["input_ids"]) + 1 for q in asked if q.stop == 0]
     exp = replace(exp, settings=replace(exp.settings, reply_tokens=max([exp.settings.reply_tokens, *names])))
     if family.samples:
@@ -342,21 +346,46 @@ def prior_names(
     names = [*alike, *groups[1][:PRIOR_NAMES - len(alike)]]
     return [Entity(name, m.split.target.kind, m.split.target.facts) for name in names]
 
+def asked_about(
+    m: Measurement,
+    family: Attack,
+    entity: Entity,
+) -> list[Question]:
+    "The questions of a family about an entity of the target's kind."
+    return asked_by(m.exp, family, entity, list(m.split.held_out[:12]))
+
+def about_unknown(
+    m: Measurement,
+    family: Attack,
+) -> list[list[bool]]:  # of each unknown name, which questions are answered right
+    "What the original says about the names behind the prior."
+    own = {q.text for q in asked_about(m, family, m.split.target)}
+    asked = [[q for q in asked_about(m, family, e) if q.text not in own] for e in prior_names(m)]
+    right = iter(m.before(lambda exp: answered(exp, family, list(chain(*asked)))))
+    return [[next(right) for _ in each] for each in asked]
+
+def worst_of_unknown(
+    m: Measurement,
+    families: pd.DataFrame,  # attack, original, prior
+) -> float:
+    "Each unknown name's highest `recall_left`, with the other names as its prior; the mean over names."
+    left = {}
+    for row in families.itertuples():
+        right = about_unknown(m, ATTACKS[row.attack])
+        hits, n = (pd.Series([f(each) for each in right], dtype=float) for f in (sum, len))
+        left[row.attack] = (hits / n - (hits.sum() - hits) / (n.sum() - n)) / (row.original - row.prior)
+    return float(pd.DataFrame(left).max(axis=1).mean())
+
 def family_row(
     m: Measurement,
     family: Attack,
 ) -> dict[str, Any]:  # attack, questions, recall, original, prior; nan where there is nothing to ask
     "What one family brings out of the model under test, out of the original, and about unknown names there."
-    helpers, nothing = list(m.split.held_out[:12]), float("nan")
-    asked = asked_by(m.exp, family, m.split.target, helpers)
-    own = {q.text for q in asked}
-    about_others = [q for e in prior_names(m) for q in asked_by(m.exp, family, e, helpers)
-                    if q.text not in own]
+    asked = asked_about(m, family, m.split.target)
 
-    def share(exp: Experiment, asked: Sequence[Question]) -> float:
-        right = answered(exp, family, asked) if asked else []
-        return sum(right) / len(right) if right else nothing
-    before = m.before(lambda exp: (share(exp, asked), share(exp, about_others)))
-    prior = 0.0 if asked and not about_others else before[1]
-    return dict(attack=family.name, questions=len(asked), recall=share(m.exp, asked), original=before[0],
-                prior=prior)
+    def share(right: Sequence[bool]) -> float:
+        return sum(right) / len(right) if right else float("nan")
+    others = list(chain(*about_unknown(m, family)))
+    return dict(attack=family.name, questions=len(asked), recall=share(answered(m.exp, family, asked)),
+                original=m.before(lambda exp: share(answered(exp, family, asked))),
+                prior=0.0 if asked and not others else share(others))

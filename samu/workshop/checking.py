@@ -71,6 +71,10 @@ def about_person(exp: Experiment, name: str, check: Check) -> None:
     split = entities.split_for(exp, entity.name)
     check.say("neighbours", f"{len(split.retain)} known names are read by losses, {len(split.held_out)} of "
               f"the kind {entity.kind!r} and {len(split.others)} of other kinds only measure")
+    n = len(entities.questions([split.target], exp.prompts))
+    high = import_module("samu.workshop.statistics").wilson(0.0, n)[1]
+    check.say("questions that only measure", f"{n}; if none of them is answered afterwards, up to {high:.2f} "
+              "of the facts may still be given. More phrasings (prompts.csv beside a table) bring it down")
 
 def about_names(exp: Experiment, check: Check) -> None:
     "Whether there are enough known and unknown names. Raises UserError if not."
