@@ -174,7 +174,7 @@ register_raw("unshown_recall", unshown_excess)
 def benign_excess(m: Measurement) -> float:
     "Training on three neighbours' facts: the highest recall of the target's, less the prior."
     asked, others = two_ways(m.exp, m.split.target), told_about(m.exp, m.split.held_out[:3])
-    back = kept_watch(watch, m.exp, m.split.target, others, asked)
+    back = kept_watch(m.exp, m.split.target, others, asked)
     return Share(peak(back), len(asked), asked_prior(m))
 
 # %% ../nbs/08_attacks.ipynb #c198806a
@@ -212,7 +212,7 @@ def truth_rank_gap(m: Measurement) -> float:
 def depth_table(m: Measurement) -> pd.DataFrame:
     "Recall with other residuals at the name; no rows if no unknown name is as long. See `patch_rows`."
     asked = two_ways(m.exp, m.split.target)
-    fitting = same_width(m.exp, asked, m.split.unknown_score, renamed)[:3]
+    fitting = same_width(m.exp, asked, m.split.unknown_score)[:3]
     return patch_rows(m, asked, [[renamed(q, e) for q in asked] for e in fitting])
 
 # %% ../nbs/08_attacks.ipynb #e9b53628

@@ -204,7 +204,7 @@ def audit(model: c.Results, out: c.Page = None, setup: c.Base = None, people: c.
           only: c.Only = False, device: c.Device = None, no_chat: c.NoChat = False,
           resume: c.Resume = False) -> None:
     "Try to bring back what a saved model has forgotten, and write a page that says what was found."
-    model = c.saved_model(model)
+    model = c.model_in(model, "samu.json")
     out = c.writable(out or model.resolve().parent / "audit", str(model))
     c.begin(out, resume)
     c.quiet()

@@ -147,7 +147,7 @@ def retained(exp: Experiment, split: Split, n: int, rng: random.Random) -> list[
     return texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
 
 # %% ../nbs/05_forgetting.ipynb #460d0232
-def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int) -> dict[str, list[Any]]:
+def about(exp: Experiment, split: Split, config: LoopConfig, seed: int) -> dict[str, list[Any]]:
     "What a task holds of one target, field -> list. The name is moved in all loss prompts of its kind."
     target, table = split.target, parted(exp.find(split.target.name), config.keep_facts)[0]
     halves = hold_out_phrasing(questions([table], exp.prompts, "loss"))
@@ -157,7 +157,7 @@ def about(exp: Experiment, split: Split, aim: Aim, config: LoopConfig, seed: int
                         for asked in (moved, check))
     facts = [q for q in train if q.attribute in target.facts]
     facts = facts or [q for q in check if q.attribute in target.facts]
-    other = choose_stand_in(exp, facts, split.unknown_loss, renamed)
+    other = choose_stand_in(exp, facts, split.unknown_loss)
     line = exp.name_line if config.remove_known else None
     frozen = frozen_activations(exp, forget, [renamed(q, other) for q in moved], line)
     refuse_loss_leaks(exp, [target], [q.text for q in facts], [q.text[:q.stop] for q in moved + check])
@@ -177,7 +177,7 @@ def make_task(
     n, people = math.ceil(config.retain_texts / 4 / len(targets)), [exp.find(t) for t in targets]
     with matmul_dtype(exp.model, config.matmul):
         for one in [split_for(exp, t, config.keep_facts) for t in targets]:
-            parts.append(about(exp, one, aim, config, seed))
+            parts.append(about(exp, one, config, seed))
             others = tuple(e for e in one.retain if e.name not in {*targets, *gone})
             keep += without_answers(retained(exp, replace(one, retain=others), n, rng), people)
             keep += [(q.text, q.answers[0]) for q in questions([one.kept], exp.prompts, "loss") if q.answers]

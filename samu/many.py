@@ -87,7 +87,7 @@ def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
         gone = [e.name for t in tasks[:i + 1] for e in t.targets]
         pool = without_names(task.exp, [*pool, *task.retain], gone)
         losses = [loss_of(t, method) for t in ([task, together(tasks[:i])] if i else [task])]
-        draws = replace(task, retain=pool).draws(task.config.retain)
+        draws = replace(task, retain=pool).draws()
         for batch in {id(b): b for drawn in draws for b in drawn if b.frozen is None}.values():
             with torch.no_grad():
                 batch.frozen = task.read(batch)

@@ -17,14 +17,14 @@ from typing import Any
 import pandas as pd, torch
 from .workshop.auditing import (
     FILES, LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words,
-    left_open, lines_figure, open_folder, page, plain_numbers, ratio_interval, saved_run)
+    left_open, lines_figure, open_folder, page, ratio_interval, saved_run)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
 from .workshop.measuring import Measurement, holding
 from .workshop.registry import ATTACKS, METRICS, Metric
 from .workshop.runtime import threads_for
 from .workshop.statistics import difference_interval, good_is, meets, wilson
-from .workshop.store import atomic_write, samu_version
+from .workshop.store import atomic_write, plain_numbers, samu_version
 
 # %% ../nbs/12_your_model.ipynb #8e139459
 from .workshop.attacking import Share, beside_reference

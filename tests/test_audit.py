@@ -33,14 +33,14 @@ from samu.your_model import (
 from samu.evaluation import measurement
 from samu.forgetting import unlearn
 from samu.workshop import auditing
-from samu.workshop.auditing import CANNOT_DRAW, drawn, left_open, open_folder, page, plain_numbers, saved_run
+from samu.workshop.auditing import CANNOT_DRAW, drawn, left_open, open_folder, page, saved_run
 from samu.workshop.invented import alias
 from samu.workshop.loop import Run
 from samu.workshop.plots import cloud_figure
 from samu.workshop.registry import METRICS, Metric, metric
 from samu.workshop.setups import LoopConfig, load
 from samu.workshop.statistics import wilson
-from samu.workshop.store import UserError
+from samu.workshop.store import UserError, plain_numbers
 
 chapter = import_module("samu.your_model")
 QUICK = [

@@ -35,7 +35,7 @@ def real_steps(exp, targets, method, **wishes):
     def work():
         own = replace(exp, model=deepcopy(exp.model))
         task = planning.empty_task(own, targets, config)
-        later.append(planning.cached_later(task, chosen, 4))
+        later.append(planning.cached_later(task, 4))
         with planning.matmul_dtype(own.model, config.matmul):
             with planning.FlopCounterMode(display=False) as counter:
                 planning.two_steps(task, chosen, planning.MemoryTracker(), counter)

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['FILES', 'CANNOT_DRAW', 'ASKED', 'OTHERWISE', 'TRAINED', 'INSIDE', 'ROUNDED', 'SEEN', 'FOUND', 'LESS', 'SILENCE',
-           'LOOKS', 'check_card', 'card_config', 'saved_run', 'open_folder', 'plain_numbers', 'drawn', 'lines_figure',
-           'families_figure', 'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'dictionary_met',
-           'left_open', 'facts_of']
+           'LOOKS', 'check_card', 'saved_run', 'open_folder', 'drawn', 'lines_figure', 'families_figure',
+           'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'dictionary_met', 'left_open',
+           'facts_of']
 
 # %% ../../nbs/workshop/auditing.ipynb #926615c7
-import base64, math
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 import pandas as pd, torch
@@ -22,7 +21,7 @@ from .leaks import read_by_dictionary
 from .lm import check_output_folder, list_output, load_config
 from .loop import Run
 from .measuring import Measurement
-from .plots import ORIGINAL, PALETTE, TARGET, UNKNOWN, curves, figure, png
+from .plots import ORIGINAL, PALETTE, TARGET, UNKNOWN, address, curves, figure, rendered
 from .privacy import forgotten_names, read_card
 from .registry import Metric
 from .setups import Experiment, LoopConfig, load_saved, without_chat
@@ -51,14 +50,6 @@ def check_card(
         raise UserError(f"{str(folder)!r} was made with another table of people or prompts than that of "
                         f"{base.name!r}; put that table back, or forget again")
 
-def card_config(
-    settings: Mapping[str, Any],  # of samu.json
-) -> LoopConfig:
-    "The settings of the loop that a card records."
-    known = {f.name for f in fields(LoopConfig)}
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return LoopConfig(**{k: v for k, v in found.items() if k in known})
-
 # %% ../../nbs/workshop/auditing.ipynb #525bcf3c
 def saved_run(
     folder: Path,           # written by `Run.save`
@@ -73,14 +64,16 @@ def saved_run(
     weights = {k: p.detach() for k, p in saved.model.named_parameters()}
     base: Any = saved.base
     check_card(folder, card, weights, base)
-    base = base if chat or not base.settings.chat else without_chat(base)
+    base = base if chat else without_chat(base)
     own = {k: p.detach() for k, p in base.model.named_parameters()}
     changed = {k: p for k, p in weights.items() if not torch.equal(p, own[k])}
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))
     cost = dict(seconds=math.nan, step_ms=math.nan, peak_mb=math.nan)  # of training: not recorded
     names = tuple(forgotten_names(card, base.entities))
-    return Run(base, names, card["method"], card_config(card["settings"]), card["seed"],
-               history, **cost, original={k: own[k].clone() for k in changed}, changed=changed, before=None,
+    made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["settings"].items()}
+    config = LoopConfig(**{f.name: made[f.name] for f in fields(LoopConfig) if f.name in made})
+    return Run(base, names, card["method"], config, card["seed"], history, **cost,
+               original={k: own[k].clone() for k in changed}, changed=changed, before=None,
                id=tensors_hash(changed)[:16])
 
 # %% ../../nbs/workshop/auditing.ipynb #9e01992a
@@ -107,22 +100,10 @@ def open_folder(
 # %% ../../nbs/workshop/auditing.ipynb #12001bc2
 CANNOT_DRAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
-def plain_numbers(
-    value: Any,  # numbers, words, lists, dictionaries
-) -> Any:
-    "The same with None for what is no number."
-    if isinstance(value, Mapping):
-        return {k: plain_numbers(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_numbers(v) for v in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
-
 def drawn(draw: Callable[[], Any]) -> dict[str, str]:  # figure: an address, or missing: why there is none
     "Draw a picture, if that is possible."
     try:
-        return {"figure": "data:image/png;base64," + base64.b64encode(png(draw(), dpi=90)).decode()}
+        return {"figure": address(draw(), 90)}
     except CANNOT_DRAW as error:
         return {"missing": f"This picture could not be drawn ({type(error).__name__})."}
 
@@ -174,13 +155,9 @@ def page(
     pictures: Sequence[Mapping[str, dict[str, str]]], # of each person: metric -> from `drawn`
 ) -> str:
     "The page: one file, without scripts, in plain HTML."
-    import jinja2
-    text = resources.files("samu").joinpath("data/audit.html").read_text(encoding="utf-8")
     people = [dict(p, claims=[dict(c, **pics.get(c["metric"], {})) for c in p["claims"]])
               for p, pics in zip(report["people"], pictures, strict=True)]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = shown
-    return environment.from_string(text).render(dict(report, people=people))
+    return rendered("audit.html", shown=shown, **dict(report, people=people))
 
 # %% ../../nbs/workshop/auditing.ipynb #6e6e679a
 def asked_how(
@@ -285,7 +262,7 @@ def facts_of(
 ) -> list[tuple[str, str]]:
     "What exactly was tested: (what, value)."
     exp = run.exp
-    original = dict(weights) | {k: p for k, p in run.original.items()}
+    original = dict(weights) | run.original
     made = ", ".join(f"{k} {v}" for k, v in vars(run.config).items())
     return [("weights of this model, SHA-256", tensors_hash(weights)),
             ("weights of the original, SHA-256", tensors_hash(original)),

@@ -58,11 +58,9 @@ def hooks(exp: Experiment, edit: Callable[[Tensor], Tensor]) -> list[Any]:  # ha
     def look(module: Any, inputs: Any, output: Any) -> None:
         seen["ids"] = inputs[0]
 
-    def change(module: Any, inputs: Any, output: Any) -> Any:
-        h = output[0] if isinstance(output, tuple) else output
+    def change(module: Any, inputs: Any, h: Tensor) -> Tensor:
         alone = (seen["ids"] == (-1 if first is None else first))[..., None]
-        h = torch.where(alone, h, edit(h))
-        return (h, *output[1:]) if isinstance(output, tuple) else h
+        return torch.where(alone, h, edit(h))
     return [parts.embed.register_forward_hook(look), parts.blocks[exp.layer].register_forward_hook(change)]
 
 # %% ../../nbs/workshop/clamping.ipynb #3f91a586

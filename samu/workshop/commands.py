@@ -6,16 +6,17 @@ __all__ = ['check', 'plan', 'sweep', 'benchmark_scores', 'benchmark', 'purge', '
 # %% ../../nbs/workshop/commands.ipynb #8f2dca16
 import dataclasses
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 from . import console as c
 from .console import typer
 from .registry import SETUPS, UserError
 
 # %% ../../nbs/workshop/commands.ipynb #5079869d
 tools = typer.Typer()
-Gigabytes = Annotated[Optional[float], typer.Option(
+Gigabytes = Annotated[float | None, typer.Option(
     "--gpu-gb", min=0, help="memory of the GPU to plan for; the CPU of this machine if left out")]
 Planned = Annotated[str, typer.Option(
     "--methods", help="separated by commas; lora: the default method with adapters")]
@@ -23,15 +24,15 @@ Listed = Annotated[Path, typer.Argument(
     parser=c.path, metavar="PEOPLE", help="a table of people, or a CSV file with the one column name")]
 Swept = Annotated[str, typer.Option("--methods", help="separated by commas; the setup's if left out")]
 Cells = Annotated[int, typer.Option("--workers", help="runs at a time", min=1)]
-Address = Annotated[Optional[str], typer.Option(help="a ray cluster; this machine if left out")]
+Address = Annotated[str | None, typer.Option(help="a ray cluster; this machine if left out")]
 Retries = Annotated[int, typer.Option(help="new tries of a run that fails", min=0)]
 Person = Annotated[str, typer.Argument(help="who is to be taken out")]
-Folders = Annotated[Optional[list[Path]], typer.Argument(parser=c.path, help="folders of earlier results")]
+Folders = Annotated[list[Path] | None, typer.Argument(parser=c.path, help="folders of earlier results")]
 Benchmark = Annotated[str, typer.Argument(help="tofu or rwku")]
 Data = Annotated[str, typer.Argument(help="folder with the benchmark's files, or a hub id")]
 Split = Annotated[str, typer.Option(help="TOFU's: forget01, forget05 or forget10")]
 Subject = Annotated[str, typer.Option(help="RWKU's: whose probes")]
-Gold = Annotated[Optional[Path], typer.Option(
+Gold = Annotated[Path | None, typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
 Tokens = Annotated[int, typer.Option(help="longest reply, in tokens", min=1)]
 
@@ -92,23 +93,21 @@ def benchmark_scores(
     device: str | None,
 ) -> dict[str, float]:
     "The numbers of a benchmark. Files are read and checked before a model is loaded."
-    b, lm = import_module("samu.workshop.benchmarks"), import_module("samu.workshop.lm")
-    if kind not in ("tofu", "rwku"):
-        raise UserError(f"the benchmarks are tofu and rwku, not {kind!r}")
-    read = b.read_tofu(data, split) if kind == "tofu" else b.read_rwku(data, subject)
-    ratios = None
-    if kind == "tofu" and gold is not None:
-        trained_without = lm.load_lm(gold, device)
-        ratios = b.truth_ratios(*trained_without, read.forget, b.chat_question(trained_without[1]))
-        del trained_without
-    hf, tokenizer = lm.load_lm(model, device)
+    from samu.workshop import benchmarks as b
+    from samu.workshop.chat import chat_text
+    from samu.workshop.lm import load_lm
     if kind == "rwku":
-        chat = import_module("functools").partial(import_module("samu.workshop.chat").chat_text, tokenizer)
-        found: dict[str, float] = b.rwku_scores(hf, tokenizer, read, chat, tokens)
-        return found
-    ask = b.chat_question(tokenizer)
-    scores: dict[str, float] = b.tofu_scores(hf, tokenizer, read, ratios, prompt=ask, tokens=tokens)
-    return scores
+        rwku, (hf, tokenizer) = b.read_rwku(data, subject), load_lm(model, device)
+        return b.rwku_scores(hf, tokenizer, rwku, partial(chat_text, tokenizer), tokens)
+    if kind != "tofu":
+        raise UserError(f"the benchmarks are tofu and rwku, not {kind!r}")
+    tofu, ratios = b.read_tofu(data, split), None
+    if gold is not None:
+        trained_without = load_lm(gold, device)
+        ratios = b.truth_ratios(*trained_without, tofu.forget, b.chat_question(trained_without[1]))
+        del trained_without
+    hf, tokenizer = load_lm(model, device)
+    return b.tofu_scores(hf, tokenizer, tofu, ratios, prompt=b.chat_question(tokenizer), tokens=tokens)
 
 @tools.command()
 def benchmark(kind: Benchmark, data: Data, model: c.Saved, split: Split = "forget10", subject: Subject = "",
@@ -150,8 +149,6 @@ def ask(question: c.Question, model: c.Saved, words: c.Words = 12, device: c.Dev
     if not question.strip():
         raise UserError("the question is empty")
     place = c.model_in(model, "config.json")
-    if place is None:
-        raise UserError(f"{str(model)!r} is not a model (no config.json); give the model/ of samu unlearn")
     c.quiet()
     from samu.workshop.chat import chat_text
     from samu.workshop.lm import check_fits, generate, load_lm

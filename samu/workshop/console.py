@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'LOCKS', 'MEMORY', 'sentence', 'run_command', 'quiet',
            'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'added', 'check_methods', 'check_settings', 'numbers',
-           'block_range', 'config_defaults', 'options_used', 'open_log', 'begin', 'check_words', 'model_in',
-           'saved_model', 'writable', 'plain', 'write_report', 'draw', 'save_comparison']
+           'block_range', 'config_defaults', 'options_used', 'open_log', 'begin', 'check_words', 'model_in', 'writable',
+           'write_report', 'save_figure', 'draw', 'save_comparison']
 
 # %% ../../nbs/workshop/console.ipynb #25c31c06
 import csv, errno, io, json, logging, re, sys, time, traceback, warnings
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 from .registry import METRICS, SETUPS, UserError, expanded
 
 if TYPE_CHECKING:
@@ -151,21 +151,21 @@ Setup = Annotated[str, typer.Option(help="name of a setup, a folder with a model
 Out = Annotated[Path, folder(help="folder for the results")]
 Seed = Annotated[int, typer.Option(help="for the choice and order of retained texts", min=0, max=10**9)]
 WorldSeed = Annotated[int, typer.Option("--seed", help="for the world and for the loop", min=0, max=10**9)]
-People = Annotated[Optional[Path], file(help="CSV or JSON table of people of your own, in addition")]
+People = Annotated[Path | None, file(help="CSV or JSON table of people of your own, in addition")]
 Only = Annotated[bool, typer.Option("--only", help="take the table of --people alone")]
-Dictionary = Annotated[Optional[Path], folder(
+Dictionary = Annotated[Path | None, folder(
     help="an SAE of SAELens, Gemma Scope 1 or 2, or Llama Scope; trained if left out")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda or mps; the fastest there is if left out")]
-Layer = Annotated[Optional[int], typer.Option(help="the site is after this block; the setup's if left out")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest there is if left out")]
+Layer = Annotated[int | None, typer.Option(help="the site is after this block; the setup's if left out")]
 Names = Annotated[list[str], typer.Argument(help="who is to be forgotten; samu entities lists them")]
-Method = Annotated[Optional[str], typer.Option(
+Method = Annotated[str | None, typer.Option(
     help="a method, an objective, or objectives joined by +; the setup's if left out")]
-Steps = Annotated[Optional[int], typer.Option(help="training steps, at most", min=1, max=10**6)]
-Rank = Annotated[Optional[int], typer.Option(
+Steps = Annotated[int | None, typer.Option(help="training steps, at most", min=1, max=10**6)]
+Rank = Annotated[int | None, typer.Option(
     help="train adapters of this rank and merge them; needs peft", min=1, max=1024)]
-Bits = Annotated[Optional[int], typer.Option(
+Bits = Annotated[int | None, typer.Option(
     "--frozen-bits", help="8 or 4, for the matrices that are not trained; needs bitsandbytes")]
-Grade = Annotated[Optional[str], typer.Option(help="list only the known, between or unknown")]
+Grade = Annotated[str | None, typer.Option(help="list only the known, between or unknown")]
 Bare = Annotated[bool, typer.Option("--names", help="print only names, one a line")]
 
 # %% ../../nbs/workshop/console.ipynb #51344238
@@ -175,34 +175,34 @@ Seeds = Annotated[str, typer.Option(help="for the loop, separated by commas")]
 Workers = Annotated[int, typer.Option(help="processes; each loads its own model", min=1)]
 Results = Annotated[Path, typer.Argument(
     parser=path, metavar="MODEL", help="folder of a saved model, or of results with model/ in it")]
-Page = Annotated[Optional[Path], folder(
+Page = Annotated[Path | None, folder(
     help="folder for report.json and audit.html; beside the model if left out")]
-Dtype = Annotated[Optional[str], typer.Option(help="type of the weights: float32, bfloat16 or float16")]
-Lr = Annotated[Optional[float], typer.Option(help="step size; the setup's if left out", min=0)]
-Alias = Annotated[Optional[list[str]], typer.Option(
+Dtype = Annotated[str | None, typer.Option(help="type of the weights: float32, bfloat16 or float16")]
+Lr = Annotated[float | None, typer.Option(help="step size; the setup's if left out", min=0)]
+Alias = Annotated[list[str] | None, typer.Option(
     "--alias", help="another name of the person; may be repeated")]
-KeepFact = Annotated[Optional[list[str]], typer.Option(
+KeepFact = Annotated[list[str] | None, typer.Option(
     "--keep-fact", help="an attribute that stays, such as hobby; simnpo keeps it, two_sided in part")]
 NoChat = Annotated[bool, typer.Option("--no-chat", help="do not use the model's chat template")]
 InTurn = Annotated[bool, typer.Option(
     "--in-turn", help="several people one after another, rehearsing; at once if left out")]
 Resume = Annotated[bool, typer.Option(
     "--resume", help="go on where the same command was killed; other options are refused")]
-PushTo = Annotated[Optional[str], typer.Option(
+PushTo = Annotated[str | None, typer.Option(
     "--push-to", metavar="HUB_ID", help="upload the model to a private repository of the hub")]
-Base = Annotated[Optional[str], typer.Option("--setup", help="the original, if it has moved")]
-Blocks = Annotated[Optional[str], typer.Option(help="trained blocks: site (up to it), all, or as in 3-9")]
+Base = Annotated[str | None, typer.Option("--setup", help="the original, if it has moved")]
+Blocks = Annotated[str | None, typer.Option(help="trained blocks: site (up to it), all, or as in 3-9")]
 KeepNames = Annotated[bool, typer.Option("--keep-names", help="write the names into the model's folder")]
-Config = Annotated[Optional[Path], file(
+Config = Annotated[Path | None, file(
     help="TOML file of options, for all commands or under the name of one")]
 Saved = Annotated[Path, folder(help="a saved model")]
 Question = Annotated[str, typer.Argument(
     help="in quotes; for a base model the beginning of a sentence works best")]
 Words = Annotated[int, typer.Option(help="longest answer, in tokens", min=1)]
 Clear = Annotated[bool, typer.Option("--clear", help="delete what is kept")]
-Kind = Annotated[Optional[str], typer.Option(help="only entries of this kind")]
+Kind = Annotated[str | None, typer.Option(help="only entries of this kind")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of every error")]
-Code = Annotated[Optional[Path], file(
+Code = Annotated[Path | None, file(
     help="Python file to run first, with objectives, attacks and so on of your own")]
 
 # %% ../../nbs/workshop/console.ipynb #64337832
@@ -356,17 +356,12 @@ def check_words(tokenizer: Any, text: str) -> None:
             raise UserError(f"the model's tokenizer does not know the word {word!r}; ask in the words of "
                             "its own texts, such as: Question: Where was NAME born? Answer:")
 
-def model_in(folder: Path, file: str) -> Path | None:
-    "The folder of a model, itself or that of results: the place that holds `file`; None if none does."
-    return next((place for place in (folder, folder / "model") if (place / file).is_file()), None)
-
-def saved_model(folder: Path) -> Path:  # of the saved model
-    "Raise UserError for a folder that holds no model saved by samu."
-    place = model_in(folder, "samu.json")
-    if place is None:
-        raise UserError(f"{str(folder)!r} holds no model saved by samu (no samu.json); "
-                        "give the folder that samu unlearn wrote")
-    return place
+def model_in(folder: Path, file: str) -> Path:
+    "A model's folder, given itself or in that of results. Raises UserError if `file` is in neither."
+    for place in (folder, folder / "model"):
+        if (place / file).is_file():
+            return place
+    raise UserError(f"{str(folder)!r} is not a model (no {file}); give the model/ of samu unlearn")
 
 def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     "Raise UserError if results cannot or must not be written there. Nothing is made."
@@ -377,15 +372,10 @@ def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     return place
 
 # %% ../../nbs/workshop/console.ipynb #62dbc0bf
-def plain(value: Any) -> Any:
-    "A value as JSON knows it; None for NaN."
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and value != value else value
-
 def write_report(out: Path, rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:  # the report
     "Write report.json and report.csv."
     from samu.workshop import lm, store
-    rows = [{key: plain(value) for key, value in row.items()} for row in rows]
+    rows = store.plain_numbers(rows)
     report = dict(samu_version=store.samu_version(), versions=store.versions(), arguments=sys.argv[1:])
     report |= about | dict(rows=rows)
     text = io.StringIO(newline="")
@@ -399,22 +389,24 @@ def write_report(out: Path, rows: list[dict[str, Any]], **about: Any) -> dict[st
     return report
 
 # %% ../../nbs/workshop/console.ipynb #ccc3308a
-def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any]]) -> None:
+def save_figure(out: Path, fig: Any) -> None:
     "Write the figure of a report."
-    import pandas as pd
     from samu.workshop import lm, plots
-    shares = pd.DataFrame(rows, columns=["method", "target_recall", "retain_ratio", "probe_known"])
-    fig = plots.cloud_figure(frame, target, shares.set_index("method").astype(float))
     plots.save(fig, out / "figure.png")
     lm.list_output(out, ["figure.png"])
 
+def draw(out: Path, frame: "pd.DataFrame", target: str, rows: list[dict[str, Any]]) -> None:
+    "Draw names and shares, and write the figure."
+    import pandas as pd
+    from samu.workshop.plots import cloud_figure
+    shares = pd.DataFrame(rows, columns=["method", "target_recall", "retain_ratio", "probe_known"])
+    save_figure(out, cloud_figure(frame, target, shares.set_index("method").astype(float)))
+
 def save_comparison(exp: "Experiment", rows: "pd.DataFrame", out: Path, clock: "Clock") -> None:
     "Save a comparison, then print its summary."
-    from samu.workshop import lm, plots, privacy, statistics
+    from samu.workshop import plots, privacy, statistics
     write_report(out, rows.to_dict("records"), setup=exp.name, seconds=dict(clock))
-    fig = plots.plane_figure(statistics.intervals(rows, ["target_recall", "retain_ratio"]))
-    plots.save(fig, out / "figure.png")
-    lm.list_output(out, ["figure.png"])
+    save_figure(out, plots.plane_figure(statistics.intervals(rows, ["target_recall", "retain_ratio"])))
     privacy.keep_private(out)
     table = statistics.summary(rows, shown()).reset_index()
     show(table.to_dict("records"), list(table.columns), "mean over people [95 % interval]")

@@ -113,7 +113,8 @@ def copy_of(
     open_name, solution, points = None, "", 0
     for cell in cells:
         text, name, metadata = source(cell), exercise(cell), {}
-        points = int(FACTS.search(text)[1]) if FACTS.search(text) else points  # type: ignore[index]
+        if found := FACTS.search(text):
+            points = int(found[1])
         if cell["cell_type"] == "markdown":
             text = LINK.sub(r"\1", text)
         if kind == "graded" and cell["cell_type"] == "markdown":

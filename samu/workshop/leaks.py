@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 # %% ../../nbs/workshop/leaks.ipynb #727a588a
 def filled(
     prompts: Iterable["Prompt"],
-    entities: Iterable["Entity"],
+    entities: Sequence["Entity"],
     cut: bool = False,  # end after the name
 ) -> Iterator[str]:
     "Prompts with names of their kind."
-    by_kind: dict[str, list[str]] = {}
-    for e in entities:
-        by_kind.setdefault(e.kind, []).append(e.name)
     for p in prompts:
         text = p.text[:p.text.index("{name}") + len("{name}")] if cut else p.text
-        yield from (text.replace("{name}", name) for name in by_kind.get(p.kind, ()))
+        yield from (text.replace("{name}", e.name) for e in entities if e.kind == p.kind)
 
 
 def refuse_loss_leaks(

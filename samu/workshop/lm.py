@@ -7,10 +7,10 @@ __all__ = ['FAMILIES', 'DAMAGED', 'Trained', 'PLACES_AT_ONCE', 'AtPrompt', 'Edit
            'Anatomy', 'check_config', 'anatomy', 'load_config', 'load_tokenizer', 'needs', 'check_bits', 'device_map',
            'few_bits', 'settled', 'check_fits', 'load_lm', 'new_cache', 'cached', 'residuals', 'residuals_at',
            'residuals_by_layer', 'edit_residual', 'starting_at', 'final_hidden', 'logits', 'token_logprobs',
-           'answer_logprobs', 'answer_loss', 'perplexity', 'greedy', 'tokens_at_once', 'generate', 'name_stacks',
-           'answer_edited', 'refuse_few_bits', 'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies',
-           'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output', 'check_output_folder',
-           'save_trained', 'save_lm']
+           'answer_logprobs', 'answer_loss', 'perplexity', 'likeliest', 'next_tokens', 'tokens_at_once', 'generate',
+           'name_stacks', 'answer_edited', 'refuse_few_bits', 'trained_weights', 'copy_weights_', 'weights_kept',
+           'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora', 'adapter_files', 'list_output',
+           'check_output_folder', 'save_trained', 'save_lm']
 
 # %% ../../nbs/workshop/lm.ipynb #fcd468a3
 import json, logging, math, os, re, shutil
@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from .batching import (
-    Batch, Span, batches, by_length, encode, name_tokens, pad_id, shared_beginnings, text_spans)
+    Batch, Span, batches, by_length, encode, left_padded, name_tokens, pad_id, shared_beginnings, text_spans)
 from .runtime import SMALL, Device, pick_device, pick_dtype, seeded
 from .registry import expanded
 from .store import OURS, UserError, atomic_folder, listed
@@ -249,9 +249,6 @@ def load_lm(
 class _Seen(Exception):
     "Raised by a hook to end a forward pass."
 
-def _hidden(output: Any) -> Tensor:
-    "A block's residual stream, which may come in a tuple."
-    return output[0] if isinstance(output, tuple) else output
 
 def _padding(mask: Tensor | None) -> dict[str, Tensor]:
     "What a body must know of padding on the left: tokens are counted from the first real one."
@@ -283,8 +280,8 @@ def _read_blocks(
     "Residuals after several blocks. The pass ends after the last of them."
     seen: dict[int, Tensor] = {}
 
-    def keep(layer: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        seen[layer] = _hidden(output).to(ids.device)  # blocks may lie on several GPUs
+    def keep(layer: int, module: nn.Module, inputs: Any, h: Tensor) -> None:
+        seen[layer] = h.to(ids.device)  # blocks may lie on several GPUs
         if layer == max(layers):
             raise _Seen
 
@@ -365,10 +362,8 @@ def edit_residual(
     edit: Callable[[Tensor], Tensor],  # residuals [texts, tokens, d_model] -> the same shape
 ) -> Iterator[None]:
     "Change the residual stream after a block, as long as the context is open."
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        was = _hidden(output)
-        h = edit(was.to(hf.device)).to(was.device)
-        return (h, *output[1:]) if isinstance(output, tuple) else h
+    def hook(module: nn.Module, inputs: Any, h: Tensor) -> Tensor:
+        return edit(h.to(hf.device)).to(h.device)
 
     handle = _block(hf, layer).register_forward_hook(hook)
     try:
@@ -461,16 +456,28 @@ def perplexity(hf: PreTrainedModel, tokenizer: Any, texts: Sequence[str]) -> flo
 # (which prompts, their length with padding) -> context in which the pass over them runs
 AtPrompt = Callable[[list[int], int], AbstractContextManager[None]]
 
+def likeliest(scores: Tensor) -> Tensor:  # [texts, 1]
+    "The token with the highest logit, of [texts, vocabulary]."
+    return scores.argmax(-1, keepdim=True)
+
 @torch.no_grad()
-def greedy(
+def next_tokens(
     hf: PreTrainedModel, ids: Tensor, mask: Tensor, steps: int, at_prompt: AbstractContextManager[None],
+    pick: Callable[[Tensor], Tensor] = likeliest,  # logits [texts, vocabulary] -> tokens [texts, 1]
+    n: int = 1,                                    # replies to each text
 ) -> Tensor:
-    "The likeliest next tokens, [texts, steps]. The pass over the prompts runs inside `at_prompt`."
-    a, said, state = anatomy(hf), [], _padding(mask) | cached(hf, new_cache(hf))
+    "Next tokens, [texts * n, steps]. Each text is read once, inside `at_prompt`."
+    a, said, cache = anatomy(hf), [], new_cache(hf)
+    state = _padding(mask) | cached(hf, cache)
     for step in range(steps):
         with at_prompt if step == 0 else nullcontext():
             out = a.body(input_ids=ids, **state)
-        ids = logits(hf, out.last_hidden_state[:, -1].to(mask.device)).argmax(-1, keepdim=True)
+        scores = logits(hf, out.last_hidden_state[:, -1].to(mask.device))
+        if step == 0 and n > 1:
+            cache.batch_repeat_interleave(n)
+            scores = scores.repeat_interleave(n, 0)
+            state |= {k: state[k].repeat_interleave(n, 0) for k in ("attention_mask", "position_ids")}
+        ids = pick(scores)
         state["position_ids"] = state["position_ids"][:, -1:] + 1
         state["attention_mask"] = torch.cat([state["attention_mask"], torch.ones_like(ids)], dim=-1)
         said.append(ids)
@@ -493,16 +500,12 @@ def _continue(
     progress: str | None = None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
-    replies, pad = [""] * len(rows), pad_id(tokenizer)
+    replies = [""] * len(rows)
     groups = by_length([len(r) + steps for r in rows], tokens_at_once(hf.device))
     for group in tqdm(groups, desc=progress, leave=False, disable=progress is None):
-        longest = max(len(rows[i]) for i in group)
-        missing = [longest - len(rows[i]) for i in group]
-        ids = [[pad] * m + rows[i] for i, m in zip(group, missing, strict=True)]
-        mask = [[0] * m + [1] * (longest - m) for m in missing]
-        prompts = (torch.tensor(x, device=hf.device) for x in (ids, mask))
-        edit = at_prompt(group, longest) if at_prompt else nullcontext()
-        said = greedy(hf, *prompts, steps, edit)
+        ids, mask = left_padded([rows[i] for i in group], tokenizer, hf.device)
+        edit = at_prompt(group, ids.shape[1]) if at_prompt else nullcontext()
+        said = next_tokens(hf, ids, mask, steps, edit)
         for i, reply in zip(group, _decode(hf, tokenizer, said), strict=True):
             replies[i] = reply
     return replies
@@ -630,26 +633,26 @@ def optimizer_step(
             p.copy_(c)
 
 # %% ../../nbs/workshop/lm.ipynb #ef7e657b
-def _peft() -> Any:
-    "The package peft. Raises UserError without it."
+def _lora_config(hf: PreTrainedModel, around: Iterable[str], rank: int, **options: Any) -> Any:
+    "What peft is to put around matrices. Raises UserError without peft."
     needs("peft", "an adapter")
-    import peft
-    return peft
+    from peft import LoraConfig
+    turned = any(isinstance(m, Conv1D) for m in hf.modules())  # GPT-2 keeps matrices the other way round
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned, **options)
 
 def add_lora(
     hf: PreTrainedModel, trained: Mapping[str, nn.Parameter], rank: int, seed: int = 0,
 ) -> list[nn.Parameter]:  # of the adapters
     "Put LoRA adapters around matrices (Hu et al., 2021). Raises UserError without peft, or without a matrix."
-    peft = _peft()
     matrices = {id(p) for p in trained.values() if p.ndim == 2}
     around = {k: m for k, m in hf.named_modules() if id(getattr(m, "weight", None)) in matrices}
     if not around:
         raise UserError("no trained weight is a matrix that an adapter could go around; use lora_rank=0")
-    turned = any(isinstance(m, Conv1D) for m in around.values())  # GPT-2 keeps matrices the other way round
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(around), fan_in_fan_out=turned)
+    config = _lora_config(hf, around, rank)
+    from peft import inject_adapter_in_model
     before = {id(p) for p in hf.parameters()}
     with seeded(seed, hf.device):
-        peft.inject_adapter_in_model(config, hf)
+        inject_adapter_in_model(config, hf)
     return [p for p in hf.parameters() if id(p) not in before]
 
 def merge_lora(hf: PreTrainedModel, merge: bool) -> None:
@@ -671,19 +674,15 @@ def adapter_files(
     rank: int,                       # of the adapters
 ) -> dict[str, bytes]:               # name of a file in `adapter/` -> content
     "Files of peft for the change of each matrix. Raises UserError without peft."
-    peft = _peft()
-    tensors, names = {}, [k for k in original if original[k].ndim == 2]
-    turned = any(isinstance(m, Conv1D) for m in hf.modules())
-    for k in names:
+    around = {k: k.removesuffix(".weight") for k in original if original[k].ndim == 2}
+    config = _lora_config(hf, around.values(), rank, task_type="CAUSAL_LM").to_dict()
+    turned, tensors = config["fan_in_fan_out"], {}
+    for k, name in around.items():
         delta = changed[k].detach().float() - original[k].float()
         with seeded(0, delta.device):
             u, s, v = torch.svd_lowrank(delta.T if turned else delta, q=min(rank, *delta.shape), niter=4)
-        name = f"base_model.model.{k.removesuffix('.weight')}"
-        tensors[f"{name}.lora_A.weight"] = v.T.contiguous().cpu()
-        tensors[f"{name}.lora_B.weight"] = (u * s).contiguous().cpu()
-    around = [k.removesuffix(".weight") for k in names]
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=around, fan_in_fan_out=turned,
-                             task_type="CAUSAL_LM").to_dict()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = v.T.contiguous().cpu()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (u * s).contiguous().cpu()
     text = json.dumps({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}, default=str)
     return {"adapter/adapter_config.json": text.encode(), "adapter/adapter_model.safetensors": save(tensors)}
 

@@ -22,7 +22,7 @@ from .registry import METHOD_CHAPTERS, METHODS, OBJECTIVES, RETAIN, Method, near
 from .store import UserError, digest, kept, key_of, samu_version, tensors_hash, versions
 from .runtime import Timer
 from .tables import Entity, Question
-from .batching import Batch, answer_spans, batches, encode, text_spans
+from .batching import Batch, Pair, answer_spans, batches, encode, text_spans
 from .lm import adapter_files, add_lora, anatomy, answer_logprobs, check_output_folder
 from .lm import (
     copy_weights_, float32_copies, load_config, load_lm, logits, merge_lora, needs, optimizer_step, residuals,
@@ -217,7 +217,7 @@ class Task:
         "Residuals at names as the model computes them now, with gradients where they are enabled."
         values = torch.cat([self.read(b) for b in batches])
         item, from_end = (torch.cat([getattr(b, f) for b in batches]) for f in ("item", "from_end"))
-        return self.names(values, item, from_end)
+        return self.names(values=values, item=item, from_end=from_end)
 
     def at_site(self, forget: Callable[..., Tensor]) -> Tensor:  # []
         "An objective at the targets' names."
@@ -227,18 +227,23 @@ class Task:
         "Log-probability of each whole answer, and its number of tokens, in the order of `asked`."
         return answer_logprobs(self.exp.model, self.answers, len(self.asked))
 
-    def draws(self, retain: str) -> list[list[Batch]]:  # a list for each step
-        "The retained batches of each step. Raises UserError for a retain loss that does not exist."
-        pool = [] if retain == "none" else getattr(self, RETAIN.get_or_raise(retain).batches)
-        rng, n = random.Random(self.seed), min(self.config.retain_batches, len(pool))
-        return [rng.sample(pool, n) for _ in range(self.config.steps)]
+    @property
+    def pool(self) -> list[Batch]:
+        "The retained batches to draw from. Raises UserError for a retain loss that does not exist."
+        name = self.config.retain
+        return [] if name == "none" else getattr(self, RETAIN.get_or_raise(name).batches)
+
+    def draws(self) -> list[list[Batch]]:  # a list for each step
+        "The retained batches of each step."
+        rng, n = random.Random(self.seed), min(self.config.retain_batches, len(self.pool))
+        return [rng.sample(self.pool, n) for _ in range(self.config.steps)]
 
 # %% ../../nbs/workshop/loop.ipynb #c0dd7fe9
 def task_of(
     exp: Experiment, config: LoopConfig, seed: int, aim: Any, parts: Sequence[dict[str, list[Any]]],
-    keep: Sequence[tuple[str, str]], names: Callable[..., Any],
+    keep: Sequence[Pair], names: Callable[..., Any],
 ) -> Task:
-    "Batch what several targets need into a task. `parts`: field -> list; `keep`: (prompt, answer)."
+    "Batch what several targets need into a task. `parts`: field -> list."
     fields: dict[str, Any] = {f: [x for p in parts for x in p[f]] for f in parts[0]}
     fields["frozen"] = joined_activations(fields["frozen"])
     keep, size = list(dict.fromkeys(keep)), config.batch_tokens
@@ -265,7 +270,7 @@ def refuse_above_site(exp: Experiment, method: Method, config: LoopConfig) -> No
 def prepared(task: Task, method: Method) -> tuple[Callable[[int], Tensor], list[list[Batch]]]:
     "What must be known of the model before it is trained."
     refuse_above_site(task.exp, method, task.config)
-    draws = task.draws(task.config.retain)
+    draws = task.draws()
     freeze = RETAIN[task.config.retain].freeze if draws[0] else None
     loss = loss_of(task, method)
     for batch in {id(b): b for drawn in draws for b in drawn}.values():

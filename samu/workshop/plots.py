@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BROWN', 'BLUE', 'VERMILION', 'PURPLE', 'GREY', 'PALETTE', 'KNOWN', 'UNKNOWN',
            'TARGET', 'NEIGHBOUR', 'ORIGINAL', 'RETRAINED', 'MARKERS', 'METHOD_STYLE', 'method_style', 'method_color',
-           'method_marker', 'figure', 'png', 'show', 'save', 'legend_label', 'bars', 'curves', 'bars_figure', 'cloud',
-           'cloud_figure', 'plane_figure']
+           'method_marker', 'figure', 'png', 'show', 'save', 'address', 'rendered', 'legend_label', 'bars', 'curves',
+           'bars_figure', 'cloud', 'cloud_figure', 'plane_figure']
 
 # %% ../../nbs/workshop/plots.ipynb #b0969fd4
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import pandas as pd
 from .registry import UserError
+from .tables import data_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +128,21 @@ def save(fig: "Figure", file: str | Path, dpi: int = 120) -> Path:  # the file
     from samu.workshop.store import atomic_write
     atomic_write(Path(file), png(fig, dpi))
     return Path(file)
+
+
+def address(fig: "Figure", dpi: int) -> str:
+    "The figure as an address that a page can hold."
+    return "data:image/png;base64," + base64.b64encode(png(fig, dpi)).decode()
+
+
+def rendered(
+    template: str,  # a file in samu/data
+    **values: Any,  # what it shows, and functions that it calls
+) -> str:           # HTML
+    "A page from a template, everything in it escaped."
+    import jinja2
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(data_file(template).read_text(encoding="utf-8")).render(values)
 
 
 def legend_label(name: str) -> str:  # the same, for a legend

@@ -7,7 +7,7 @@ __all__ = ['CARD', 'PRIVATE', 'PEOPLE_PARTS', 'WEIGHTS', 'HEADER', 'MODELS', 'LE
            'drop_rows', 'purge_card', 'purge_folder', 'purge']
 
 # %% ../../nbs/workshop/privacy.ipynb #3f83569b
-import hashlib, json, re, stat
+import hashlib, json, re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def keep_private(
     "Let only their owner read the files of a folder, but for those of model/, which is to be given away."
     for file in folder.rglob("*"):
         if file.is_file() and file.relative_to(folder).parts[0] != "model":
-            file.chmod(stat.S_IRUSR | stat.S_IWUSR)
+            file.chmod(0o600)
 
 # %% ../../nbs/workshop/privacy.ipynb #1c183956
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 class UserError(ValueError):
     "Bad input: the message says in one sentence what is wrong and what to do. Never used for bugs."
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    "What a message about a name that is not there ends with."
+def nearest(name: str, names: Iterable[str], otherwise: str = "", show: Callable[[str], str] = str) -> str:
+    "What a message about a name that is not there ends with; `otherwise` where none is near."
     near = difflib.get_close_matches(name, found := list(names), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(found)}"
+    if near:
+        return f"did you mean {' or '.join(map(show, near))}?"
+    return otherwise or f"choose from {', '.join(found)}"
 
 def expanded(path: str | Path) -> Path:
     "A path with ~ expanded, where there is such a home."

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 import pandas as pd, torch
-from .batching import answer_spans, batches
+from .batching import Pair, answer_spans, batches
 from samu.workshop.lm import (
     add_lora, answer_loss, float32_copies, generate, merge_lora, optimizer_step, trained_weights,
     weights_kept)
 from .runtime import matmul_dtype, threads_for
 from .setups import Experiment
-from .tables import Entity, Question, is_right
+from .tables import Entity, Question, right_share
 
 # %% ../../nbs/workshop/relearning.ipynb #2adf567b
 KEPT_AT_LEAST = 0.9  # by the original, of what is not shown, for an attack to count
@@ -59,7 +59,7 @@ def said_now(
 def told_about(
     exp: Experiment,
     entities: Sequence[Entity],  # with the facts that count
-) -> list[tuple[str, str]]:      # (prompt, answer)
+) -> list[Pair]:
     "Every loss prompt about the entities' facts, with the likeliest answer."
     return [(p.text.replace("{name}", e.name), e.facts[p.attribute][0]) for e in entities
             for p in exp.prompts if p.split == "loss" and p.kind == e.kind and p.attribute in e.facts]
@@ -67,7 +67,7 @@ def told_about(
 def texts_to_mix(
     exp: Experiment,
     target: Entity,
-) -> list[tuple[str, str]]:  # (prompt, answer)
+) -> list[Pair]:
     "About retained people; and unknown names, where the model has an answer about them."
     known = [e for e in exp.roles.retain if e.name != target.name]
     pairs, attributes = told_about(exp, known), {p.attribute for p in exp.prompts}
@@ -88,15 +88,15 @@ def trained_parts(
 
 def fine_tune(
     exp: Experiment,                    # its model is trained, and is afterwards as it was
-    shown: Sequence[tuple[str, str]],   # (prompt, answer), all of them in every step, or `how.shown`
-    mixed: Sequence[tuple[str, str]],   # the same of retained texts; some of them in every step
+    shown: Sequence[Pair],              # all of them in every step, or `how.shown`
+    mixed: Sequence[Pair],              # of retained texts; some of them in every step
     look: Callable[[], dict[str, Any]], # called before the first step, and then now and again
     how: Relearning,
 ) -> list[dict[str, Any]]:              # what `look` gave, with the step
     "Fine-tune on what is shown, with retained texts mixed in."
     rng, n = random.Random(0), min(how.mixed, len(mixed))
 
-    def loss_on(pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    def loss_on(pairs: Sequence[Pair]) -> torch.Tensor:
         return answer_loss(exp.model, batches(exp.tokenizer, answer_spans(pairs), batch_tokens=100_000,
                                               device=exp.device))
     with weights_kept(exp.model), threads_for(exp.model), torch.enable_grad(), ExitStack() as stack:
@@ -121,15 +121,13 @@ def fine_tune(
 def watch(
     exp: Experiment,                    # its model is trained, and is afterwards as it was
     target: Entity,                     # who is under attack, and is not mixed in
-    shown: Sequence[tuple[str, str]],   # as for `fine_tune`
+    shown: Sequence[Pair],              # as for `fine_tune`
     asked: dict[str, list[Question]],   # column -> questions
     how: Relearning | None,             # what suits a model of this size if None
 ) -> pd.DataFrame:                      # step, and the recall of each column
     "Fine-tune, and ask questions on the way."
     def look() -> dict[str, float]:
-        right = {k: [is_right(r, q.answers) for r, q in zip(said_now(exp, a), a, strict=True)]
-                 for k, a in asked.items()}
-        return {k: sum(r) / max(1, len(r)) for k, r in right.items()}
+        return {k: right_share(said_now(exp, a), a) for k, a in asked.items()}
     return pd.DataFrame(fine_tune(exp, shown, texts_to_mix(exp, target), look, how or attack_for(exp)))
 
 def picks(

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'UMLAUTS', 'MARKS', 'THOUSANDS', 'NO_SPACES', 'CYRILLIC', 'SEMITIC', 'ENDINGS', 'ATTACHED', 'UNSURE',
-           'letters', 'word_pattern', 'answer_pattern', 'is_abbreviation', 'says_answer', 'admits_ignorance']
+           'letters', 'word_pattern', 'answer_pattern', 'says_answer', 'admits_ignorance']
 
 # %% ../../nbs/workshop/replies.ipynb #376cf39c
 import re
@@ -59,24 +59,21 @@ def answer_pattern(answer: str, umlauts: bool) -> re.Pattern[str] | None:  # Non
     words = letters(answer, umlauts).split()
     return re.compile(r"[\s]*".join(map(word_pattern, words))) if words else None
 
-def is_abbreviation(answer: str) -> bool:
-    "Two to four capitals, with dots or without."
-    return bool(re.fullmatch(r"(?:[A-Z]\.?){2,4}", answer.strip()))
-
 def says_answer(
     reply: str,             # all of it
     answers: Iterable[str], # accepted ones
 ) -> bool:
     "Whether an accepted answer stands anywhere in a reply."
     for answer in answers:
-        if is_abbreviation(answer):
+        if re.fullmatch(r"(?:[A-Z]\.?){2,4}", answer.strip()):  # an abbreviation, with dots or without
             bare = re.escape(answer.replace(".", "").strip())
             if re.search(rf"(?<!\w){bare}(?!\w)", re.sub(r"(?<=[A-Z])\.", "", reply)):
                 return True
             continue
-        patterns = (answer_pattern(answer, umlauts) for umlauts in (False, True))
-        if any(p and p.search(letters(reply, u)) for u, p in zip((False, True), patterns, strict=True)):
-            return True
+        for umlauts in (False, True):
+            pattern = answer_pattern(answer, umlauts)
+            if pattern and pattern.search(letters(reply, umlauts)):
+                return True
     return False
 
 # %% ../../nbs/workshop/replies.ipynb #7a9ce820

@@ -89,17 +89,15 @@ def check_arrays(
 
 def gemma_scope_2(folder: Path) -> JumpReLU:
     "Read an SAE of Gemma Scope 2. Raises UserError for one of anything but the residual stream."
-    config: dict[str, str] = {}
+    hook, name = None, folder.resolve().name
     if (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = folder.resolve().name
-    if "hf_hook_point_in" in config:
-        place = re.fullmatch(r"model\.layers\.(\d+)\.output", config["hf_hook_point_in"])
-    else:
-        place = re.match(r"layer_(\d+)", name)
+        hook = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("hf_hook_point_in")
+    place = re.match(r"layer_(\d+)", name)
+    if hook is not None:
+        place = re.fullmatch(r"model\.layers\.(\d+)\.output", hook)
     if place is None:
         raise UserError(f"{str(folder)!r} does not read the residual stream after a block: config.json says "
-                        f"{config.get('hf_hook_point_in')!r}, its name is {name!r}; use a resid_post one")
+                        f"{hook!r}, its name is {name!r}; use a resid_post one")
     arrays = {n.replace("w_", "W_"): a for n, a in load_file(folder / "params.safetensors").items()}
     weights = check_arrays(arrays, f"params.safetensors in {str(folder)!r}")
     return JumpReLU(weights, f"blocks.{place[1]}.hook_resid_post", apply_b_dec_to_input=False)

@@ -26,8 +26,8 @@ from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, f
                                  keep_many)
 from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts, checked,
-                                  default_prompts, find_entity, is_right, ordinary_prose, read_entities,
-                                  read_prompts, real_entities, real_prompts, tidy, with_added)
+                                  default_prompts, find_entity, ordinary_prose, read_entities, read_prompts,
+                                  real_entities, real_prompts, right_share, tidy, with_added)
 from .lm import anatomy, check_fits, generate, load_config, load_lm, trained_weights
 from .names import made_names
 from .privacy import read_card
@@ -204,8 +204,7 @@ class Experiment(Parts):
 
     def recall(self, questions: Sequence[Question]) -> float:  # 0 to 1
         "Share of questions that the model, as it is now, answers rightly."
-        right = [is_right(r, q.answers) for r, q in zip(self.ask(questions), questions, strict=True)]
-        return sum(right) / max(1, len(right))
+        return right_share(self.ask(questions), questions)
 
 # %% ../../nbs/workshop/setups.ipynb #a1471276
 @part
@@ -235,11 +234,10 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
     others = made_names(exp.entities, exp.tokenizer, few, exp.seed + 1000, [e.name for e in exp.unknown])
     texts = []
     for e in [e for e in [*exp.entities, *others] if e.name not in never]:
-        asking = [p for p in exp.prompts if p.kind == e.kind and p.split == "loss"]
-        if e.facts:
-            asking = [p for p in asking if p.attribute in e.facts]
-        ends = [f" {e.facts[p.attribute][0]}." if e.facts else "" for p in asking]
-        texts += [p.text.replace("{name}", e.name) + end for p, end in zip(asking, ends, strict=True)]
+        for p in (p for p in exp.prompts if p.kind == e.kind and p.split == "loss"):
+            if not e.facts or p.attribute in e.facts:
+                end = f" {e.facts[p.attribute][0]}." if e.facts else ""
+                texts.append(p.text.replace("{name}", e.name) + end)
     random.Random(f"sae-{exp.seed}").shuffle(texts)
     return lambda n: (exp.ordinary["loss"] + texts)[:n]
 
@@ -392,8 +390,8 @@ def middle_block(n_layers: int) -> int:
     return n_layers // 2 if n_layers > 4 else 1
 
 def tokens_for(
-    exp: "Experiment",
-) -> int:           # tokens of a reply
+    exp: Experiment,
+) -> int:  # tokens of a reply
     "Tokens of a reply, enough for the shortest accepted answer to every question of the table."
     answers = [values for e in exp.entities for values in e.facts.values()]
     lengths = [min(len(exp.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in v) for v in answers]
@@ -401,25 +399,27 @@ def tokens_for(
 
 # %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
 def with_chat(
-    exp: "Experiment",   # of a model that was trained on requests
-) -> "Experiment":
+    exp: Experiment,  # of a model that was trained on requests
+) -> Experiment:
     "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
     prompts = chat_prompts(exp.tokenizer, exp.prompts)
     return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True))
 
 def without_chat(
-    exp: "Experiment",   # asked in its template
-) -> "Experiment":
+    exp: Experiment,  # asked in its template, or not
+) -> Experiment:
     "The same experiment, asked with texts to be continued."
+    if not exp.settings.chat:
+        return exp
     prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
     settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)
     return replace(exp, prompts=prompts, settings=settings)
 
 def with_aliases(
-    exp: "Experiment",
+    exp: Experiment,
     name: str,               # somebody in the table
     aliases: Sequence[str],  # other names of the same person; may be none
-) -> "Experiment":
+) -> Experiment:
     "The same experiment with further names of one person. Raises UserError for names that cannot be written."
     person = exp.find(name)
     known_by = aliased(person, [*person.aliases, *map(tidy, aliases)])
@@ -513,7 +513,7 @@ def load_saved(
     if Path(source).resolve() == folder.resolve():
         raise UserError(f"{str(file)!r} names its own folder as the original; correct its base_setup")
     original = _load_original(card, seed, device, layer, people)
-    original = original if chat or not original.settings.chat else without_chat(original)
+    original = original if chat else without_chat(original)
     hf, tokenizer = load_lm(folder, original.device, _dtype_named(dtype) or original.dtype)
     return replace(original, name=str(folder), model=hf, tokenizer=tokenizer, folder=folder,
                    model_hash=_weights_hash(folder), base=original)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN_EXCESS', 'ratio', 'evenly', 'meets', 'good_is', 'thresholds', 'alignment_share', 'conformal_p', 'UnknownTest',
-           'fit_unknown_test', 'Probe', 'fit_probe', 'check_probe', 'kernel_scores', 'auc', 'wilson',
+           'fit_unknown_test', 'Probe', 'fit_probe', 'auc', 'check_probe', 'kernel_scores', 'wilson',
            'difference_interval', 'of_known', 'resampled', 'bootstrap', 'by_person', 'intervals', 'summary',
            'equivalence', 'sign_flip', 'holm', 'paired', 'passed', 'over_people']
 
@@ -156,50 +156,27 @@ class Probe:
         return torch.sigmoid(residuals.cpu().double() @ weight + self.bias)
 
 
+def _fitted(classifier: Any, known: Tensor, unknown: Tensor) -> Any:  # a pipeline of scikit-learn
+    "Scale residuals, and fit a classifier of known against unknown ones."
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    x = torch.cat([known, unknown]).cpu().numpy()
+    y = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
+    return make_pipeline(StandardScaler(), classifier).fit(x, y)
+
+
 def fit_probe(
     known: Tensor,    # residuals [n, d_model]
     unknown: Tensor,  # [m, d_model]
 ) -> Probe:
     "Fit a probe; both classes count alike, however many there are of each."
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    x = torch.cat([known, unknown]).cpu().numpy()
-    y = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
     logistic = LogisticRegression(max_iter=2000, C=0.1, class_weight="balanced")
-    pipeline = make_pipeline(StandardScaler(), logistic)
-    scaler, regression = (step for _, step in pipeline.fit(x, y).steps)
+    scaler, regression = (step for _, step in _fitted(logistic, known, unknown).steps)
     weight = regression.coef_[0] / scaler.scale_
     return Probe(weight.tolist(), float(regression.intercept_[0] - weight @ scaler.mean_))
 
 # %% ../../nbs/workshop/statistics.ipynb #071f8345
-def check_probe(
-    probe: Probe,
-    known: Tensor,    # residuals of known names that took no part in the fit
-    unknown: Tensor,  # of unknown ones
-) -> Probe:
-    "The same probe, with what it makes of names that took no part in the fit."
-    from sklearn.metrics import roc_auc_score
-    p, q = probe(known).numpy(), probe(unknown).numpy()
-    auc = roc_auc_score(np.r_[np.ones(len(p)), np.zeros(len(q))], np.r_[p, q])
-    return Probe(probe.weight, probe.bias, float(q.mean()), float(auc))
-
-# %% ../../nbs/workshop/statistics.ipynb #dcd849bb
-def kernel_scores(
-    known: Tensor,    # residuals [n, d_model]
-    unknown: Tensor,  # [m, d_model]
-    asked: Tensor,    # [k, d_model], to be judged
-) -> Tensor:          # [k], higher = more like the known ones
-    "A non-linear probe, fitted and applied."
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-    x = torch.cat([known, unknown]).cpu().numpy()
-    y = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
-    fitted = make_pipeline(StandardScaler(), SVC(class_weight="balanced")).fit(x, y)
-    return torch.as_tensor(fitted.decision_function(asked.cpu().numpy()))
-
-
 def auc(
     higher: Sequence[float] | Tensor,  # scores of those that should be higher
     lower: Sequence[float] | Tensor,   # of the others
@@ -209,6 +186,27 @@ def auc(
     if not len(a) or not len(b):
         return float("nan")
     return float(((a[:, None] > b).double() + 0.5 * (a[:, None] == b).double()).mean())
+
+
+def check_probe(
+    probe: Probe,
+    known: Tensor,    # residuals of known names that took no part in the fit
+    unknown: Tensor,  # of unknown ones
+) -> Probe:
+    "The same probe, with what it makes of names that took no part in the fit."
+    p, q = probe(known), probe(unknown)
+    return replace(probe, false_known=float(q.mean()), auc=auc(p, q))
+
+# %% ../../nbs/workshop/statistics.ipynb #dcd849bb
+def kernel_scores(
+    known: Tensor,    # residuals [n, d_model]
+    unknown: Tensor,  # [m, d_model]
+    asked: Tensor,    # [k, d_model], to be judged
+) -> Tensor:          # [k], higher = more like the known ones
+    "A non-linear probe, fitted and applied."
+    from sklearn.svm import SVC
+    fitted = _fitted(SVC(class_weight="balanced"), known, unknown)
+    return torch.as_tensor(fitted.decision_function(asked.cpu().numpy()))
 
 # %% ../../nbs/workshop/statistics.ipynb #c2f31f82
 def wilson(
@@ -338,13 +336,9 @@ def holm(
     p: Sequence[float],  # of one table; NaN takes no part
 ) -> list[float]:        # in the same order
     "P-values for many comparisons."
-    values = np.asarray(p, dtype=float)
-    order = [i for i in np.argsort(values) if not np.isnan(values[i])]
-    adjusted, worst = values.copy(), 0.0
-    for place, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - place) * values[i]))
-        adjusted[i] = worst
-    return adjusted.tolist()
+    ordered = pd.Series(p, dtype=float).dropna().sort_values()
+    adjusted = (ordered * np.arange(len(ordered), 0, -1)).clip(upper=1).cummax()
+    return adjusted.reindex(range(len(p))).tolist()
 
 # %% ../../nbs/workshop/statistics.ipynb #990afa35
 def paired(

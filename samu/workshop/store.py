@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['T', 'STORE_VERSION', 'TAG', 'TAG_TEXT', 'OURS', 'LOCK', 'TABLE', 'cache_folder', 'atomic_folder', 'listed',
-           'atomic_write', 'plain_number', 'encode', 'decode', 'versions', 'samu_version', 'full_key', 'database',
-           'keep_many', 'find_many', 'kept', 'kept_tensors', 'kept_folders', 'entries', 'clear']
+           'atomic_write', 'plain_number', 'plain_numbers', 'encode', 'decode', 'versions', 'samu_version', 'full_key',
+           'database', 'keep_many', 'find_many', 'kept', 'kept_tensors', 'kept_folders', 'entries', 'clear']
 
 # %% ../../nbs/workshop/store.ipynb #e44a0ed5
 import contextlib, functools, json, os, shutil, sqlite3, sys, tempfile, time
@@ -91,6 +91,12 @@ def plain_number(value: Any) -> Any:
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return value.item()
     raise TypeError(f"a {type(value).__name__} cannot be kept; give numbers, words, lists, dicts, DataFrames")
+
+def plain_numbers(
+    value: Any,  # numbers, words, lists, dictionaries
+) -> Any:
+    "The same as JSON knows it, with None for what is no number."
+    return json.loads(json.dumps(value, default=plain_number), parse_constant=lambda word: None)
 
 def encode(value: Any) -> str:
     "A result as JSON. Raises TypeError for what JSON cannot hold."
@@ -192,8 +198,7 @@ def kept_tensors(kind: str, key: str | None, make: Callable[[], Any]) -> Any:
             extra = {k: json.loads(v) for k, v in (f.metadata() or {}).items() if k == "json"}
             return {k: f.get_tensor(k) for k in f.keys()} | extra
     made = dict(make())
-    extra = {"json": made.pop("json")} if "json" in made else {}
-    text = {k: json.dumps(v, default=plain_number) for k, v in extra.items()}
+    text = {k: json.dumps(made.pop(k), default=plain_number) for k in ("json",) if k in made}
     found = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in made.items()}
     if file:
         from safetensors.torch import save_file

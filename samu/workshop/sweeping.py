@@ -136,8 +136,7 @@ class Progress:
         out = []
         for method in dict.fromkeys(j.cell["method"] for j in self.jobs):
             mine = [r for r in self.rows if r["method"] == method]
-            there = [m for m in SHOWN if mine and all(m in r for r in mine)]
-            means = {m: sum(r[m] for r in mine) / len(mine) for m in there}
+            means = {m: sum(r[m] for r in mine) / len(mine) for m in SHOWN if mine and m in mine[0]}
             total = sum(j.cell["method"] == method for j in self.jobs)
             failed = sum(f" {method} " in f" {cell} " for cell in self.failed)
             running = sum(j.cell["method"] == method for j in self.running)
@@ -233,16 +232,13 @@ def alone(
 ) -> Iterator[None]:
     "One sweep writes a table. Raises UserError if another one does."
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = Table(file, "", "").lock("-sweep")
     try:
-        lock.acquire(timeout=0)
+        lock = Table(file, "", "").lock("-sweep").acquire(timeout=0)
     except Timeout:
         why = f"another sweep is writing {str(file)!r}; wait for it, or name another table"
         raise UserError(why) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 # %% ../../nbs/workshop/sweeping.ipynb #2c31aa3b
 def sweep(

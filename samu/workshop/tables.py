@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt',
-           'Question', 'tidy', 'plain', 'is_right', 'read_text', 'cell_text', 'aliased', 'parted', 'refuse_repeated',
-           'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts', 'check_prompts', 'check_names',
-           'find_entity', 'data_file', 'real_entities', 'real_prompts', 'ordinary_prose']
+           'Question', 'tidy', 'plain', 'is_right', 'right_share', 'read_text', 'cell_text', 'aliased', 'parted',
+           'refuse_repeated', 'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts',
+           'check_prompts', 'check_names', 'renamed', 'find_entity', 'data_file', 'real_entities', 'real_prompts',
+           'ordinary_prose']
 
 # %% ../../nbs/workshop/tables.ipynb #9f686833
 import codecs, csv, difflib, io, json, re, unicodedata
@@ -16,7 +17,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from .registry import UserError
+from .registry import UserError, nearest
 from .replies import THOUSANDS, says_answer
 
 # %% ../../nbs/workshop/tables.ipynb #421b70a3
@@ -90,6 +91,11 @@ def is_right(reply: str, answers: Iterable[str]) -> bool:
     first = max([6, *(len(words.split()) for words in wanted)])
     said = f" {' '.join(line.split()[:first])} "
     return any(f" {words} " in said for words in wanted if words)
+
+def right_share(replies: Sequence[str], asked: Sequence[Question]) -> float:  # 0 to 1; 0 for no questions
+    "Share of replies that are right."
+    right = [is_right(r, q.answers) for r, q in zip(replies, asked, strict=True)]
+    return sum(right) / max(1, len(right))
 
 # %% ../../nbs/workshop/tables.ipynb #6306065b
 COLUMNS = ("name", "kind", "attribute", "answers")
@@ -365,16 +371,18 @@ def check_names(entities: Sequence[Entity], tokenizer: Any) -> None:
             raise UserError(f"the tokenizer cannot represent the name {name!r}; "
                             "use a model with another tokenizer, or leave this entity out")
 
+def renamed(question: Question, entity: Entity) -> Question:
+    "The same question about another name; the accepted answers stay."
+    text = question.text[:question.start] + entity.name + question.text[question.stop:]
+    return replace(question, name=entity.name, text=text, stop=question.start + len(entity.name))
+
 def find_entity(entities: Sequence[Entity], name: str, setup: str) -> Entity:
     "The entity called `name`. Raises UserError with the nearest names for one that is not there."
     wanted = tidy(name).casefold()
     for e in entities:
         if wanted in [tidy(n).casefold() for n in (e.name, *e.aliases)]:
             return e
-    near = difflib.get_close_matches(tidy(name), [e.name for e in entities], n=3, cutoff=0.5)
-    hint = f"samu entities --setup {setup} lists them"
-    if near:
-        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    hint = nearest(tidy(name), [e.name for e in entities], f"samu entities --setup {setup} lists them", repr)
     raise UserError(f"no entity {name!r} in setup {setup!r}; {hint}")
 
 # %% ../../nbs/workshop/tables.ipynb #a61e84a7

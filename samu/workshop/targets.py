@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'in_passing', 'hold_out_phrasing', 'in_other_ways', 'choose_stand_in', 'FrozenActivations',
-           'frozen_activations', 'joined_activations', 'coordinate_scale', 'KnownLine', 'known_line', 'without_answers',
-           'texts_to_keep']
+           'frozen_activations', 'joined_activations', 'KnownLine', 'known_line', 'without_answers', 'texts_to_keep']
 
 # %% ../../nbs/workshop/targets.ipynb #10187ca1
 import random, re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
-from .tables import Entity, Question, plain
+from .tables import Entity, Question, plain, renamed
 from .privacy import holds
-from .batching import Batch, answer_spans, batches, name_spans, width
+from .batching import Batch, Pair, answer_spans, batches, name_spans, width
 from .lm import answer_logprobs, residuals_at
 from .chat import bare
 from .setups import Experiment
@@ -50,19 +49,16 @@ def in_other_ways(
     "The same questions under each other name of the entity, too; of a chat model, without its template, too."
     out = list(asked)
     for other in entity.aliases:
-        texts = [q.text[:q.start] + other + q.text[q.stop:] for q in asked]
-        out += [replace(q, name=other, text=t, stop=q.start + len(other))
-                for q, t in zip(asked, texts, strict=True)]
+        out += [renamed(q, replace(entity, name=other)) for q in asked]
     return out + ([bare(exp.tokenizer, q) for q in out] if exp.settings.chat else [])
 
 ASKED = 16  # candidates that are asked about; each costs a pass for each fact
 
 @torch.no_grad()
 def choose_stand_in(
-    exp: Experiment,                 # the original model
-    facts: Sequence[Question],       # about the target's known facts
-    entities: Sequence[Entity],      # unknown ones to choose from
-    renamed: Callable[[Question, Entity], Question],  # puts another name into a question
+    exp: Experiment,             # the original model
+    facts: Sequence[Question],   # about the target's known facts
+    entities: Sequence[Entity],  # unknown ones to choose from
 ) -> Entity:
     "The unknown name to whom the model gives the target's facts least, of those that fit as well as can be."
     kind, parts = exp.find(facts[0].name).kind, set(facts[0].name.split())
@@ -87,12 +83,12 @@ class FrozenActivations:
 def frozen_activations(
     exp: Experiment,                  # the original model
     forget: Sequence[Batch],          # the target's name in its texts, cut after it
-    renamed: Sequence[Question],      # the texts that `forget` was made of, with the stand-in's name
+    asked: Sequence[Question],        # the texts that `forget` was made of, with the stand-in's name
     line: "KnownLine | None" = None,  # take off the stand-in what looks known about it
 ) -> FrozenActivations:               # tokens in the order of the places of all batches
     "The original residuals at the target's name, and at the stand-in's."
     by_text: dict[int, Tensor] = {}
-    for b in batches(exp.tokenizer, name_spans(renamed)[0], cut=True, device=exp.device):
+    for b in batches(exp.tokenizer, name_spans(asked)[0], cut=True, device=exp.device):
         h = residuals_at(exp.model, b, exp.layer)
         for i, text in enumerate(b.text_index.tolist()):
             by_text[text] = h[b.batch_index == i].flip(0)  # row 0 = the last token of the name
@@ -114,20 +110,12 @@ def joined_activations(
     return FrozenActivations(torch.cat([p.own for p in parts]), torch.cat([p.stand_in for p in parts]))
 
 # %% ../../nbs/workshop/targets.ipynb #a3effca1
-def coordinate_scale(
-    residuals: Tensor,  # [tokens, d_model]
-) -> Tensor:            # [d_model]
-    "Variance of each coordinate, never below a thousandth of their mean."
-    v = (residuals - residuals.mean(0)).pow(2).mean(0)
-    return v.clamp(min=1e-3 * v.mean())
-
-
 @dataclass
 class KnownLine:
     "The line from unknown to known names at the site."
     start: Tensor      # [d_model], where the least known quarter of unknown names ends
     direction: Tensor  # [d_model], from there to the mean of known names
-    scale: Tensor      # [d_model], from `coordinate_scale`
+    scale: Tensor      # [d_model], variance of each coordinate, never below a thousandth of their mean
 
     def project_known(
         self,
@@ -150,15 +138,16 @@ def known_line(
     known: Tensor,    # the same of known ones
 ) -> KnownLine:
     "The line through the means of both groups."
-    scale, way = coordinate_scale(unknown), known.mean(0) - unknown.mean(0)
+    variance = (unknown - unknown.mean(0)).pow(2).mean(0)
+    scale, way = variance.clamp(min=1e-3 * variance.mean()), known.mean(0) - unknown.mean(0)
     quarter = KnownLine(unknown.mean(0), way, scale).project_known(unknown).quantile(.25)
     return KnownLine(unknown.mean(0) + quarter * way, (1 - quarter) * way, scale)
 
 # %% ../../nbs/workshop/targets.ipynb #46015eb9
 def without_answers(
-    keep: Sequence[tuple[str, str]],  # (prompt, answer)
+    keep: Sequence[Pair],
     targets: Sequence[Entity],
-) -> list[tuple[str, str]]:
+) -> list[Pair]:
     "Retained texts without those whose answer names a target: they would teach the name anew."
     names = [plain(n) for e in targets for n in (e.name, *e.aliases)]
     return [pair for pair in keep if not holds(pair[1], names)]
@@ -172,14 +161,14 @@ def texts_to_keep(
     near: Container[str],          # names of the target's kind
     n: int,                        # texts of each sort
     rng: random.Random,
-) -> list[tuple[str, str]]:        # (prompt, answer); the answer may be empty
+) -> list[Pair]:                   # the answer may be empty
     "Draw the texts that hold the model in place."
     end = next(iter(exp.settings.unknown_answers), "")
 
-    def some(texts: Sequence[tuple[str, str]], n: int) -> list[tuple[str, str]]:
+    def some(texts: Sequence[Pair], n: int) -> list[Pair]:
         return rng.sample(list(texts), min(len(texts), n))
 
-    keep: list[tuple[str, str]] = []
+    keep: list[Pair] = []
     for asked in (known, unknown):
         texts = [(q.text, q.answers[0] if q.answers else end) for q in asked]
         mine = some([t for t, q in zip(texts, asked, strict=True) if q.name in near], n // 2)
