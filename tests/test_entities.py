@@ -1,5 +1,7 @@
 "Tables, questions, unknown names and roles: nothing here needs a trained model."
+import inspect
 import itertools
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -7,6 +9,7 @@ import pandas as pd
 import pytest
 
 import samu.entities
+from house import ROOT
 from samu.entities import few_prompts, grade_replies, namesakes, questions, recall, renamed, split_for
 from samu.workshop.invented import OTHER, UNKNOWN_ANSWER, VALUES, alias, biography_batch, make_biographies
 from samu.workshop.leaks import names_in, refuse_dictionary_leaks
@@ -390,3 +393,9 @@ def test_settings_are_values():
     with pytest.raises(AttributeError):
         Settings().loop = LoopConfig()
     assert Settings().tuned is not Settings().tuned and Settings().sae is not Settings().sae
+
+
+def test_the_source_that_chapter_01_shows_is_todays():
+    cells = json.loads((ROOT / "nbs/01_entities.ipynb").read_text("utf-8"))["cells"]
+    [shown] = [c["outputs"] for c in cells if "getsource(is_right)" in "".join(c["source"])]
+    assert "".join(shown[0]["text"]).strip() == inspect.getsource(is_right).strip()
