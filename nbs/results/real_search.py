@@ -1,9 +1,9 @@
-"""Settings of the methods on Gemma, searched as in chapter 07. Each published method has its setup's
-configuration and 24 or more, narrowed down over six people on whom settings were chosen before
+"""Settings of the methods on Gemma, searched as in chapter 07. Each published method has that of the sealed
+test and 24 or more, narrowed down over six people on whom settings were chosen before
 (real_search.csv). With --test, the choice runs on the first twelve people of the sealed test
 (sealed_searched.csv). Goes on where it stopped.
 
-    python nbs/results/real_search.py npo           the search: about 80 minutes on two cores
+    python nbs/results/real_search.py npo           the search: about 100 minutes on two cores
     python nbs/results/real_search.py npo --test    the choice on the twelve
 """
 
@@ -21,6 +21,7 @@ ROWS, TESTED = HERE / "real_search.csv", HERE / "sealed_searched.csv"
 VALIDATION = ("Joe Montana", "Marie Curie", "Richard Nixon", "Beyoncé", "Tiger Woods", "Abraham Lincoln")
 ROUNDS = ((1, 3), (3, 1), (6, 1))  # people, configurations that stay
 FIRST = 12  # people of the sealed test
+STEPS, SEALED = 30, dict(npo=3e-5, simnpo=3e-5, refusal=1e-5)  # step sizes of the sealed test
 STEP_SIZES = dict(npo=(5e-6, 1e-5, 2e-5, 4e-5), simnpo=(5e-6, 1e-5, 2e-5, 4e-5),
                   refusal=(2e-6, 5e-6, 1e-5, 2e-5))
 HELD = (("answers", 1.0), ("answers", 4.0), ("kl", 1.0), ("kl", 4.0), ("answers", 16.0), ("answers", 64.0))
@@ -28,22 +29,20 @@ EDGE = dict(npo=(("answers", 4.0, 2.5e-6), ("answers", 16.0, 2.5e-6),  # the bes
                  ("answers", 1.0, 2.5e-6), ("answers", 4.0, 1.2e-6)))  # and again
 
 
-def configurations(exp, name):
-    "The setup's own first; then all of the change is kept."
-    from samu.workshop.loop import configure, method_named
-
-    own = configure(exp.settings, method_named(name), {})
-    fields = ("lr", "retain_weight", "retain", "steps", "keep_fraction")
+def configurations(name):
+    "The setting of the sealed test first; then all of the change is kept."
+    fields = ("retain", "retain_weight", "lr", "steps", "keep_fraction")
     grid = [(*held, lr) for held, lr in product(HELD, STEP_SIZES[name])] + [*EDGE.get(name, ())]
-    return [{f: getattr(own, f) for f in fields}] + [
-        dict(zip(fields, (lr, weight, retain, own.steps, 1.0))) for retain, weight, lr in grid]
+    tried = [("answers", 1.0, SEALED[name], STEPS, 0.8), *((*point, STEPS, 1.0) for point in grid)]
+    return [{f: values[f] for f in ("lr", "retain_weight", "retain", "steps", "keep_fraction")}
+            for values in (dict(zip(fields, point)) for point in tried)]
 
 
 def search(exp, name, workers=1):
-    "Try all configurations on one person, the better ones on three, the best two on all six."
+    "Try all configurations on one person, the best three on three, the best of them on all six."
     from samu.workshop.tuning import best, tuning_rows
 
-    tried = configurations(exp, name)
+    tried = configurations(name)
     for n, stay in ROUNDS:
         rows = tuning_rows(exp, VALIDATION[:n], {name: tried}, ROWS, workers,
                            f"python nbs/results/{Path(__file__).name} {name}")
@@ -74,9 +73,11 @@ def main(
     print(method, choice(method), flush=True)
     if test:
         exp = replace(exp, settings=replace(exp.settings, tuned={method: choice(method)}))
-        compare(exp, interleaved(pd.read_csv(PEOPLE))[:FIRST], [method], [0], TESTED, workers,
-                [*quick_metrics(), *ASKED, "attack_left_unknown"],
-                command=f"python nbs/results/{Path(__file__).name} {method} --test")
+        names = interleaved(pd.read_csv(PEOPLE))[:FIRST]
+        for i in range(0, FIRST, workers):  # some people are finished before the next ones begin
+            compare(exp, names[i:i + workers], [method], [0], TESTED, workers,
+                    [*quick_metrics(), *ASKED, "attack_left_unknown"],
+                    command=f"python nbs/results/{Path(__file__).name} {method} --test")
 
 
 if __name__ == "__main__":
