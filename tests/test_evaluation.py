@@ -1,6 +1,7 @@
 """Chapter 06 and the workshop behind it: what is measured, when there is nothing to measure, and who asks whom."""
 
 import math
+import importlib
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -586,6 +587,30 @@ def test_a_worker_measures_with_the_settings_and_the_dictionary_that_were_asked_
     monkeypatch.setattr(measuring, "sae_digest", lambda sae: str(type(sae)))
     with pytest.raises(UserError, match="with this table and dictionary by its name; use workers=1"):
         fill_grid(other, groups, seen_by, [], False, None, 2, "")
+
+
+def test_a_worker_imports_what_registers_a_metric(exp, tmp_path, monkeypatch):
+    "A new process knows what the package's first import brings; the attacks of chapter 08 are not among it."
+    (tmp_path / "own_numbers.py").write_text(
+        'from samu.workshop.registry import metric\n\n'
+        '@metric(good="none")\ndef own_number(m):\n    "One."\n    return 1.0\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("own_numbers")
+
+    def forget():
+        sys.modules.pop("own_numbers", None)
+        METRICS.pop("own_number", None), METRICS.owners.pop("own_number", None)
+    try:
+        modules = measuring.modules_of(["own_number", "target_recall", "own_number"])
+        assert modules == ("own_numbers", "samu.evaluation")
+        forget()
+        monkeypatch.setattr(measuring, "loaded_once", lambda *options: replace(exp))
+        ids = exp.id, measuring.sae_digest(exp.sae)
+        row = measuring.GridRow(seen_by, ids, (), exp.settings, ("own_number",), False, modules)
+        row(dict(target=exp.entities[7].name, method="ga", seed=0))
+        assert "own_number" in METRICS
+    finally:
+        forget()
 
 
 def test_several_workers_refuse_what_only_this_process_knows(exp, monkeypatch):

@@ -62,15 +62,15 @@ def test_failures_are_tried_again_and_reported(tmp_path, monkeypatch):
             raise ValueError("no luck")
         return dict(target_recall=0.5)
 
-    monkeypatch.setattr(s, "make_row", lambda exp, cell, metrics, maker: make(exp, cell, metrics))
+    monkeypatch.setattr(s, "make_row", lambda exp, cell, metrics, maker, modules: make(exp, cell, metrics))
     jobs = [s.Job(dict(method="m", target=t, seed=0), "x") for t in "ABCD"]
-    work, progress = s.Sweep(Ray(), tmp_path / "rows.csv", "", [], make, 2), s.Progress(jobs)
+    work, progress = s.Sweep(Ray(), tmp_path / "rows.csv", "", [], make, 2, ()), s.Progress(jobs)
     work.run(None, jobs, progress, 2, lambda: None)
     assert sorted(r["target"] for r in read_rows(tmp_path / "rows.csv")) == ["A", "B", "D"]
     assert tried.count("B") == 2 and tried.count("C") == 3
     assert list(progress.failed) == ["m C 0"] and "no luck" in progress.failed["m C 0"]
     again = s.Progress(jobs)
-    s.Sweep(Ray(), tmp_path / "rows.csv", "", [], make, 0).run(None, jobs, again, 2, lambda: None)
+    s.Sweep(Ray(), tmp_path / "rows.csv", "", [], make, 0, ()).run(None, jobs, again, 2, lambda: None)
     assert tried.count("A") == 1 and tried.count("C") == 4 and len(again.rows) == 3
 
 

@@ -7,11 +7,12 @@ __all__ = ['loaded_once', 'share_right', 'facts_of_kin', 'only_original', 'Refer
            'mean_row', 'as_float', 'measured', 'begins_recall', 'prior_unlike', 'first_name_ratio', 'last_name_ratio',
            'retain_recall', 'unknown_rate', 'unknown_ratio', 'kept_perplexity', 'perplexity', 'perplexity_ratio',
            'answer_distributions', 'answer_kl', 'retrained_without', 'gold_kl', 'gold_kl_floor', 'residuals_at_names',
-           'kept_test', 'blocks_to_read', 'kept_probes', 'grid_settings', 'GridRow', 'refuse_unseen', 'fill_grid',
+           'kept_test', 'blocks_to_read', 'kept_probes', 'grid_settings', 'GridRow', 'modules_of', 'fill_grid',
            'name_cloud']
 
 # %% ../../nbs/workshop/measuring.ipynb #9cc21c79
 import functools
+import importlib
 import json
 import sys
 import uuid
@@ -323,9 +324,12 @@ class GridRow:
     settings: Settings
     metrics: tuple[str, ...]
     gold: bool
+    modules: tuple[str, ...]             # that register the metrics and methods
 
     def __call__(self, cell: dict[str, Any]) -> dict[str, Any]:
         "The row. Raises UserError if the name of an experiment does not give the same one."
+        for name in self.modules:
+            importlib.import_module(name)
         exp = loaded_once(*self.options)
         exp.settings = self.settings
         if (exp.id, sae_digest(exp.sae)) != self.ids:
@@ -334,12 +338,15 @@ class GridRow:
         return self.make(exp, cell, self.metrics, self.gold)
 
 # %% ../../nbs/workshop/measuring.ipynb #b1dd074a
-def refuse_unseen(names: Sequence[str]) -> None:
-    "Raise UserError for an own method, metric or setup that was registered in no module of a file."
-    for name in {part for n in names for part in n.split("+")}:
+def modules_of(names: Sequence[str]) -> tuple[str, ...]:  # without repetitions
+    "Where methods, metrics and setups are registered. Raises UserError for one that is in no module of a file."
+    found = {}
+    for name in dict.fromkeys(part for n in names for part in n.split("+")):
         owners = [r.owners[name] for r in (OBJECTIVES, METHODS, METRICS, SETUPS) if name in r.owners]
+        found |= {f.__module__: None for f in owners}
         if not all(hasattr(sys.modules.get(f.__module__), "__file__") for f in owners):
             raise UserError(f"only this process knows {name!r} (--code, a notebook); compare with one worker")
+    return tuple(found)
 
 def fill_grid(
     exp: Experiment,
@@ -354,10 +361,11 @@ def fill_grid(
     "Fill a table, one group of cells after the other. An edited method makes no other method's row anew."
     elsewhere = None
     if whole(workers, "workers", 1) > 1:
-        refuse_unseen([exp.name, *metrics, *(str(c.get("method")) for cells, _ in groups for c in cells)])
+        used = [exp.name, *metrics, *(str(c.get("method")) for cells, _ in groups for c in cells)]
         device = exp.device.type if exp.device.type != "cuda" else None
         options = exp.name, None, exp.seed, device, exp.layer, str(exp.dtype)
-        elsewhere = GridRow(make, (exp.id, sae_digest(exp.sae)), options, exp.settings, tuple(metrics), gold)
+        elsewhere = GridRow(make, (exp.id, sae_digest(exp.sae)), options, exp.settings, tuple(metrics), gold,
+                            modules_of(used))
     parts, digests = [], [grid_settings(exp, metrics, code, gold) for _, code in groups]
     mine = [r for r in read_rows(Path(file)) if r["settings"] in digests] if file else []
     lost = [c for c in (*dict(*groups[0][0][:1]), *metrics) if mine and c not in mine[0]]

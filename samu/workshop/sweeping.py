@@ -16,7 +16,7 @@ from filelock import Timeout
 from .store import UserError
 from .tables import read_entities, read_text, tidy
 from .experiments import Table
-from .measuring import grid_settings, refuse_unseen
+from .measuring import grid_settings, modules_of
 
 # %% ../../nbs/workshop/sweeping.ipynb #b90e7e4c
 Cell = dict[str, Any]
@@ -83,12 +83,15 @@ def make_row(
     cell: Cell,
     metrics: Sequence[str],
     make: Callable[..., Cell],  # (experiment, cell, metrics, gold) -> further columns
+    modules: Sequence[str],     # that register the metrics and methods
 ) -> Cell:
     "In a worker: the row of a cell."
     import ray
     [reference] = box
     if reference.hex() not in HERE:
         import_module("samu.workshop.loop").load_methods()
+        for name in modules:
+            import_module(name)
         HERE.clear()
         HERE[reference.hex()] = ray.get(reference)
     return make(HERE[reference.hex()], dict(cell), metrics, False)
@@ -177,6 +180,7 @@ class Sweep:
     metrics: Sequence[str]
     make: Callable[..., Cell]
     retries: int
+    modules: Sequence[str]
     tries: dict[str, int] = field(default_factory=dict)
 
     def rows(self, job: Job) -> Table:
@@ -188,7 +192,7 @@ class Sweep:
         import torch
         gpus = 1 if torch.cuda.is_available() else 0
         remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(make_row)
-        return remote.remote(box, job.cell, list(self.metrics), self.make)
+        return remote.remote(box, job.cell, list(self.metrics), self.make, self.modules)
 
     def finish(self, job: Job, reference: Any, progress: Progress) -> bool:
         "Keep the row of a cell. False: it failed, and may be tried again."
@@ -256,7 +260,7 @@ def sweep(
     "Fill a table. Raises UserError without ray, and if another sweep is writing the same table."
     evaluation = import_module("samu.evaluation")
     chosen = list(metrics or evaluation.quick_metrics())
-    refuse_unseen([exp.name, *chosen, *methods])
+    modules = modules_of([exp.name, *chosen, *methods])
     progress = Progress(jobs_of(exp, targets, methods, seeds, chosen))
     workers = min(workers, len(progress.jobs))
     with alone(file):
@@ -265,7 +269,7 @@ def sweep(
             for part in PREPARED:
                 getattr(exp, part)
             with live(progress) as show:
-                work = Sweep(ray, file, command, chosen, evaluation.row_of, retries)
+                work = Sweep(ray, file, command, chosen, evaluation.row_of, retries, modules)
                 work.run(exp, progress.jobs, progress, workers, show)
         finally:
             ray.shutdown()
