@@ -339,8 +339,8 @@ class GridRow:
 
 # %% ../../nbs/workshop/measuring.ipynb #b1dd074a
 def modules_of(names: Sequence[str]) -> tuple[str, ...]:  # without repetitions
-    "Where methods, metrics and setups are registered. Raises UserError for one that is in no module of a file."
-    found = {}
+    "Where methods, metrics and setups are registered. Raises UserError for one that no file registers."
+    found: dict[str, None] = {}
     for name in dict.fromkeys(part for n in names for part in n.split("+")):
         owners = [r.owners[name] for r in (OBJECTIVES, METHODS, METRICS, SETUPS) if name in r.owners]
         found |= {f.__module__: None for f in owners}
@@ -364,8 +364,8 @@ def fill_grid(
         used = [exp.name, *metrics, *(str(c.get("method")) for cells, _ in groups for c in cells)]
         device = exp.device.type if exp.device.type != "cuda" else None
         options = exp.name, None, exp.seed, device, exp.layer, str(exp.dtype)
-        elsewhere = GridRow(make, (exp.id, sae_digest(exp.sae)), options, exp.settings, tuple(metrics), gold,
-                            modules_of(used))
+        ids, modules = (exp.id, sae_digest(exp.sae)), modules_of(used)
+        elsewhere = GridRow(make, ids, options, exp.settings, tuple(metrics), gold, modules)
     parts, digests = [], [grid_settings(exp, metrics, code, gold) for _, code in groups]
     mine = [r for r in read_rows(Path(file)) if r["settings"] in digests] if file else []
     lost = [c for c in (*dict(*groups[0][0][:1]), *metrics) if mine and c not in mine[0]]
