@@ -59,7 +59,7 @@ def test_what_was_searched_on_others_ran_on_the_first_of_them(people):
     tested = pd.read_csv(RESULTS / "sealed_searched.csv", comment="#")
     firsts = sealed.interleaved(people)
     for method, rows in tested[tested.method != "original"].groupby("method"):
-        assert list(rows.target) == firsts[: len(rows)]
+        assert set(rows.target) == set(firsts[: len(rows)])
         tried = search[search.method == method].groupby("config").score.agg(["mean", "size"])
         best = json.loads(tried[tried["size"] == 6]["mean"].idxmax())
         assert all(json.loads(c).items() >= best.items() for c in rows.config)
