@@ -31,11 +31,11 @@ EDGE = dict(npo=(("answers", 4.0, 2.5e-6), ("answers", 16.0, 2.5e-6),  # the bes
 
 def configurations(name):
     "The setting of the sealed test first; then all of the change is kept."
-    fields = ("retain", "retain_weight", "lr", "steps", "keep_fraction")
-    grid = [(*held, lr) for held, lr in product(HELD, STEP_SIZES[name])] + [*EDGE.get(name, ())]
-    tried = [("answers", 1.0, SEALED[name], STEPS, 0.8), *((*point, STEPS, 1.0) for point in grid)]
-    return [{f: values[f] for f in ("lr", "retain_weight", "retain", "steps", "keep_fraction")}
-            for values in (dict(zip(fields, point)) for point in tried)]
+    def one(retain, weight, lr, keep=1.0):
+        return dict(lr=lr, retain_weight=weight, retain=retain, steps=STEPS, keep_fraction=keep)
+
+    grid = [*((*held, lr) for held, lr in product(HELD, STEP_SIZES[name])), *EDGE.get(name, ())]
+    return [one("answers", 1.0, SEALED[name], 0.8), *(one(*point) for point in grid)]
 
 
 def search(exp, name, workers=1):
@@ -70,9 +70,10 @@ def main(
     exp = load("gemma-3-270m", dtype="float32")  # as in the sealed test
     if not test:
         search(exp, method, workers)
-    print(method, choice(method), flush=True)
+    found = choice(method)
+    print(method, found, flush=True)
     if test:
-        exp = replace(exp, settings=replace(exp.settings, tuned={method: choice(method)}))
+        exp = replace(exp, settings=replace(exp.settings, tuned={method: found}))
         names = interleaved(pd.read_csv(PEOPLE))[:FIRST]
         for i in range(0, FIRST, workers):  # some people are finished before the next ones begin
             compare(exp, names[i:i + workers], [method], [0], TESTED, workers,

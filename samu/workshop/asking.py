@@ -385,7 +385,7 @@ def family_row(
 
     def share(right: Sequence[bool]) -> float:
         return sum(right) / len(right) if right else float("nan")
-    others = list(chain(*about_unknown(m, family)))
+    original, unknown = m.before(lambda exp: (answered(exp, family, asked), about_unknown(m, family)))
+    others = list(chain(*unknown))
     return dict(attack=family.name, questions=len(asked), recall=share(answered(m.exp, family, asked)),
-                original=m.before(lambda exp: share(answered(exp, family, asked))),
-                prior=0.0 if asked and not others else share(others))
+                original=share(original), prior=0.0 if asked and not others else share(others))
