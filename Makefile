@@ -104,7 +104,7 @@ slides: $(VENV)/.installed
 # SAMU_BROWSER=all runs every notebook; SAMU_SCREENSHOTS=FOLDER keeps pictures. Needs a Chromium that is here already.
 browser: $(VENV)/.installed
 	@$(BIN)/python -c "import playwright" 2>/dev/null || $(PIP) playwright -c constraints.txt
-	@$(QUIET) $(BIN)/python -m pytest -q -rfEs --durations=10 -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/test_browser.py tests/test_browser_pages.py tests/test_site.py $(ARGS)
+	@$(QUIET) $(BIN)/python -m pytest -q -rfEs --durations=10 -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests/test_browser.py tests/test_browser_pages.py tests/test_site.py $(ARGS)
 
 clean:
 	@echo "Removing .venv, out/ and build leftovers (seconds)"

@@ -29,15 +29,17 @@ _R = TypeVar("_R")
 # %% ../nbs/workshop/api.ipynb #37a0eb78
 def load(
     name: str | Path,          # a registered setup, a folder with a Hugging Face model, or a hub id
-    people: "str | Path | Sequence[Entity] | None" = None,  # a table of your own; the setup's if None
+    people: "str | Path | Sequence[Entity] | None" = None,  # a table of your own, added to the setup's
     seed: int | None = None,   # of the split, and of an invented world; the setup's if None
     device: str | None = None, # "cpu", "cuda", "mps"; SAMU_DEVICE, else the fastest there is, if None
     layer: int | None = None,  # the site is the residual stream after this block; the setup's if None
     dtype: str | None = None,  # "float32" or "bfloat16"; chosen by device and size if None
+    only: bool = False,        # your own table takes the place of the setup's
 ) -> "Experiment":
     "Load a model with its people. Raises UserError for what cannot be loaded."
-    from samu.workshop.setups import load as load_setup
-    return load_setup(str(name), people=people, seed=seed, device=device, layer=layer, dtype=dtype)
+    from samu.workshop.setups import Added, load as load_setup
+    table = people if only or people is None else Added(people)
+    return load_setup(str(name), people=table, seed=seed, device=device, layer=layer, dtype=dtype)
 
 # %% ../nbs/workshop/api.ipynb #0cf43f6e
 def unlearn(
@@ -86,10 +88,11 @@ def compare(
     seeds: Sequence[int] = (0,),    # of the loop
     file: str | Path | None = None, # CSV that keeps the rows, safe for several processes
     workers: int = 1,               # processes; each loads its own model
+    metrics: Sequence[str] | None = None,  # names; if None, all that need no attack
 ) -> "pd.DataFrame":                # a row for each target, seed and method, and for the originals
     "Methods, people and seeds side by side (chapter 06)."
     from samu.evaluation import compare as side_by_side
-    return side_by_side(exp, targets, methods, seeds, file=file, workers=workers)
+    return side_by_side(exp, targets, methods, seeds, file=file, workers=workers, metrics=metrics)
 
 def audit(
     run: "Run | str | Path",  # a run, or the folder of a saved model

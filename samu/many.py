@@ -125,8 +125,8 @@ def many_config(
     wishes: dict[str, Any],  # the caller's settings
 ) -> LoopConfig:
     "Attention too, and more texts; in turn fewer and smaller steps. Raises UserError for what cannot be."
-    if not names or len(set(names)) < len(names) or way not in ("at once", "in turn"):
-        raise UserError("give at least one name, none of them twice, and the way 'at once' or 'in turn'")
+    if len(set(names)) < len(names) or way not in ("at once", "in turn"):
+        raise UserError("give no name twice, and the way 'at once' or 'in turn'")
     one, n = configure(exp.settings, method, {}), len(names)
     usual: dict[str, Any] = dict(steps=max(1, round(one.steps / 3)), lr=0.4 * one.lr, retain_texts=4800)
     if way == "at once":

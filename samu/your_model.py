@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd, torch
 from .workshop.auditing import (
     FILES, LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words,
-    left_open, lines_figure, open_folder, page, ratio_interval, saved_run)
+    left_open, lines_figure, open_folder, page, ratio_interval, saved_run, zero_line)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
 from .workshop.measuring import Measurement, holding
@@ -53,9 +53,9 @@ def interval(
     if name in ("prior_gap", "recall_left"):
         n, others = len(m.asked["target"]), len(m.asked["namesakes"] + m.asked["unlike"])
         low, high = difference_interval((m.recall("target"), n), (prior(m), max(1, others)))
-        known = m.recall_before("target") - prior(m)
         if name == "recall_left":
-            return n, low / known, high / known
+            low, high = (end / (m.recall_before("target") - prior(m)) for end in (low, high))
+            return n, low, high
         return n, max(0.0, low, -high), max(abs(low), abs(high))
     if isinstance(value, Share):
         low, high = wilson(value.recall, value.n)
@@ -98,8 +98,8 @@ class Claim:
 def judge(
     entry: Metric, value: float, original: float,
     ends: tuple[int, float, float] | None = None,  # from `interval`
-    note: str = "", power: float | None = None,    # why there is no value; from `power_of`
-    counted: tuple[int | None, str] = (None, "questions"),  # from `behind`
+    note: str = "", power: float | None = None,  # why there is no value; from `power_of`
+    counted: tuple[int | None, str] = (None, "questions"), unknown: float = math.nan,  # `behind`; zero line
 ) -> Claim:
     "Hold a number against its threshold."
     about_target, verdict, why = entry.group == "attacks" or entry.name in ABOUT, HOLDS, ""
@@ -107,7 +107,7 @@ def judge(
     if math.isnan(value):
         verdict, why = (SILENT if "no evidence" in note else ABSENT), note
     elif not meets(entry, value):
-        verdict = FAILS
+        verdict, why = SILENT if value <= unknown else FAILS, zero_line(value, unknown)
     elif why := doubt(entry, original if about_target else None, low, high, power, counted[1]):
         verdict = SILENT
     return Claim(entry.name, entry.title or entry.about, entry.about, float(value), float(original),
@@ -136,10 +136,10 @@ def claims_of(m: Measurement) -> list[Claim]:
         if entry.threshold is not None:
             with m.reference.undone():
                 before = entry.measure(original)
-            value = entry.measure(m)
+            value, zero = entry.measure(m), METRICS.get(f"{name}_unknown")
             ends = None if math.isnan(value) else interval(m, name, value)
-            note, power = m.notes.get(name, ""), power_of(m, name, before)
-            claims.append(judge(entry, value, before, ends, note, power, behind(m, name)))
+            claims.append(judge(entry, value, before, ends, m.notes.get(name, ""), power_of(m, name, before),
+                                behind(m, name), zero.measure(m) if zero else math.nan))
     return claims
 
 # %% ../nbs/12_your_model.ipynb #bab0905c

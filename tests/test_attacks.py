@@ -175,8 +175,8 @@ def test_the_highest_share_of_names_without_facts():
     right = {"hints": [[True, False], [False, False], [False, False]], "few_shot": [[], [True], [False]]}
     with patch.object(asking, "about_unknown", lambda m, family: right[family.name]):
         # hints: 0.5, -0.25, -0.25 beside the others, over 0.5; few_shot: 1 and -1, over 0.8
-        assert asking.worst_of_unknown(None, families) == pytest.approx((1.0 + 1.25 - 0.5) / 3)
-        assert math.isnan(asking.worst_of_unknown(None, families[:0]))
+        assert asking.worst_zero(None, families) == pytest.approx((1.0 + 1.25 - 0.5) / 3)
+        assert math.isnan(asking.worst_zero(None, families[:0]))
 
 
 def test_weak_families_are_left_out_and_named():

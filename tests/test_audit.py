@@ -101,6 +101,16 @@ def test_a_test_that_the_original_passes_says_nothing():
     assert low(0.0, original=0.05, group="core", name="probe_known").verdict == SILENT
 
 
+def test_what_unknown_names_fail_as_well_says_nothing():
+    "On six real people the worst family of questions is 0.38 for names that the model never knew; the threshold is 0.15."
+    few = Metric("few", lambda m: 0.0, "low", 0.10, group="attacks")
+    alike, worse = (judge(few, 0.3, 0.9, unknown=zero) for zero in (0.38, 0.2))
+    assert (alike.verdict, worse.verdict) == (SILENT, FAILS)
+    assert "unknown names score 0.38, so the threshold cannot tell" in alike.why
+    assert worse.why == "in the original, unknown names score 0.20"
+    assert judge(few, 0.05, 0.9, unknown=0.38).verdict == HOLDS  # below both
+
+
 def test_priors_are_taken_off():
     "Recall 0.40 where an unknown name gets 0.40 as well was `does not hold`."
     value = Share(0.40, 200, 0.40)
@@ -241,10 +251,17 @@ def test_a_metric_of_ones_own_is_a_claim(exp, run, quick, tmp_path, monkeypatch)
         "Words in a reply."
         return 3.0
 
-    monkeypatch.setitem(chapter.METRICS, "reply_words", METRICS.pop("reply_words"))
+    @metric("reply_words_unknown", good="none")
+    def words_about_unknown_names(m):
+        "Its zero line."
+        return 2.5
+
+    for name in ("reply_words", "reply_words_unknown"):
+        monkeypatch.setitem(chapter.METRICS, name, METRICS.pop(name))
     report = audit(run, tmp_path)
     [claim] = [c for c in report["people"][0]["claims"] if c["metric"] == "reply_words"]
     assert (claim["verdict"], claim["title"]) == (FAILS, "Replies stay short")
+    assert claim["why"] == "in the original, unknown names score 2.50"
     assert "Replies stay short" in (tmp_path / "audit.html").read_text(encoding="utf-8")
     assert "Replies stay short" in report["people"][0]["verdict"]
 

@@ -10,7 +10,7 @@ from browser_tools import keep
 from samu import your_model
 
 FOUND, REASON = tools.chromium()
-pytestmark = pytest.mark.skipif(FOUND is None, reason=REASON)
+pytestmark = [pytest.mark.skipif(FOUND is None, reason=REASON), pytest.mark.xdist_group("pages")]  # one worker
 SITE = tools.ROOT / "_docs"
 built = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built; run make docs")
 

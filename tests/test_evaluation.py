@@ -613,6 +613,15 @@ def test_a_worker_imports_what_registers_a_metric(exp, tmp_path, monkeypatch):
         forget()
 
 
+@pytest.mark.parametrize("empty", range(3))
+def test_an_empty_list_is_refused(exp, empty):
+    "It gave a table without rows, or the original's alone."
+    lists = [[exp.entities[7].name], ["triplet"], [0]]
+    lists[empty] = []
+    with pytest.raises(UserError, match="give at least one name or number"):
+        compare(exp, *lists)
+
+
 def test_several_workers_refuse_what_only_this_process_knows(exp, monkeypatch):
     owner = lambda task: None  # noqa: E731
     owner.__module__ = "extension"

@@ -1,5 +1,6 @@
 "Tables as people bring them: separators, encodings, aliases; added to the setup's table or in its place."
 import pytest
+import samu
 import tiny
 from samu.workshop import setups, tables
 from samu.workshop.store import UserError
@@ -61,7 +62,9 @@ def test_added_to_the_folders_table_or_in_its_place(tmp_path):
     own = tmp_path / "people.csv"
     name = tiny.people(20)[0]
     own.write_text(HEAD + ROWS[0] + f"{name},person,hobby,chess,\n")
-    both, alone = (setups.load(str(folder), people=p) for p in (setups.Added(own), own))
+    both, alone = (samu.load(folder, own, only=only) for only in (False, True))
+    given = samu.load(folder, tables.read_entities(own))
+    assert [e.name for e in given.entities] == [e.name for e in both.entities]
     assert len(both.entities) == 21 and len(alone.entities) == 2
     assert both.find(name).facts == {"hobby": ("chess",)}
     asked = {(p.kind, p.attribute) for p in both.prompts}

