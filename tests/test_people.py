@@ -49,6 +49,13 @@ def test_another_name_is_nobody_elses(tmp_path):
     tables.check_names([tables.aliased(both[0], ["Zoe Quist", "☺"]), tables.aliased(both[1], ["☹"])], tiny.tokenizer())
 
 
+def test_rows_are_counted_as_a_spreadsheet_counts_them(tmp_path):
+    "The line sep=; that Excel writes is a row, too."
+    (tmp_path / "people.csv").write_text("sep=;\nname;kind;attribute;answers\nAnn;person;job;cook\nBob;person;job;cook;baker\n")
+    with pytest.raises(UserError, match="row 4: 5 cells for 4 columns"):
+        tables.read_entities(tmp_path / "people.csv")
+
+
 def test_other_encodings_are_refused_in_a_line(tmp_path):
     (tmp_path / "people.csv").write_bytes((HEAD + ROWS[0]).encode("latin-1"))
     with pytest.raises(UserError, match=r"not UTF-8 text \(row 2\)") as e:

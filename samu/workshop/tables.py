@@ -128,7 +128,7 @@ def _refuse_alike(words: Iterable[str], known: Sequence[str], source: str) -> No
 
 def _csv_rows(text: str, source: str, columns: Sequence[str]) -> list[Row]:
     "The rows of a CSV table. Raises UserError for wrong columns, too many cells, or an open quote."
-    text = re.sub(r"^sep=.\r?\n", "", text)  # a line that Excel writes for itself
+    text = re.sub(r"^sep=.\r?\n", "\n", text)  # a line that Excel writes for itself
     heading = text.lstrip().split("\n", 1)[0]
     separator = max(",;\t", key=heading.count)
     table = csv.reader(io.StringIO(text), delimiter=separator, strict=True, skipinitialspace=True)
