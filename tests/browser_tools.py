@@ -137,16 +137,26 @@ def lab_environment(folder):
 
 @contextmanager
 def jupyterlab(folder):
-    "A server over folder/nbs; yields an address maker: notebook -> address."
+    """A server over folder/nbs; yields an address maker: notebook -> address. It ends the kernels of earlier notebooks:
+    all chapters open at once do not fit into memory."""
     port, token = free_port(), secrets.token_hex(8)
+    api = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     command += [f"--ServerApp.port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'nbs'}"]
     command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--ServerApp.port_retries=0"]
     log = (folder / "server.log").open("w")
     server = subprocess.Popen(command, env=lab_environment(folder), stdout=log, stderr=log, cwd=folder)
+
+    def address(notebook):
+        with urllib.request.urlopen(f"{api}/kernels?token={token}") as answer:
+            for kernel in json.load(answer):
+                place = f"{api}/kernels/{kernel['id']}?token={token}"
+                urllib.request.urlopen(urllib.request.Request(place, method="DELETE")).close()
+        return f"http://127.0.0.1:{port}/lab/tree/{notebook}.ipynb?token={token}&reset"
+
     try:
-        wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "server.log")
-        yield lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}.ipynb?token={token}&reset"
+        wait_for(f"{api}?token={token}", server, folder / "server.log")
+        yield address
     finally:
         server.terminate()
         try:

@@ -34,7 +34,7 @@ from .lm import (anatomy, check_bits, load_config, load_tokenizer, next_tokens, 
 from .sae_files import JumpReLU
 from .setups import (Added, Experiment, LoopConfig, People, at_layer, load, middle_block,
                                   people_in, settings_for)
-from .tables import ordinary_prose, real_entities, real_prompts
+from .tables import ordinary_prose
 from .targets import FrozenActivations, hold_out_phrasing, in_passing, texts_to_keep
 from .loop import (Task, Trainer, configure, copies, method_named, prepared, task_of,
                                 training)
@@ -342,8 +342,7 @@ def sketch(
         return load(setup, people, layer=layer, **options)
     place = str(expanded(setup)) if expanded(setup).is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
-    given = people is not None or any(Path(place).glob("entities.*"))
-    entities, prompts = people_in(Path(place), people) if given else (real_entities(), real_prompts())
+    entities, prompts = people_in(Path(place), people)
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     blocks = config.get_text_config().num_hidden_layers

@@ -435,12 +435,11 @@ def table_in(folder: Path) -> Path | None:
     return next((f for f in (folder / "entities.csv", folder / "entities.json") if f.is_file()), None)
 
 def people_in(folder: Path, people: People | Added | None) -> tuple[list[Entity], list[Prompt]]:
-    "A folder's own table, or one in its place or added to it. Raises UserError where there is none."
+    "A folder's own table, or else the package's real people; or a table in their place or added to them."
     own = table_in(folder)
     people = own if people is None else people
     if people is None:
-        raise UserError(f"{str(folder)!r} holds a model but no entities.csv or entities.json; write one "
-                        "(name,kind,attribute,answers), or give a table with people=")
+        return real_entities(), real_prompts()
     return read_people(people, partial(read_people, own) if own else None)
 
 def _load_folder(
