@@ -239,6 +239,16 @@ def test_a_dictionary_reads_no_name_that_measures_as_unknown():
     assert refuse_dictionary_leaks(exp, texts) == texts and names_in(texts, few)
 
 
+def test_a_dictionary_leaves_out_facts_that_are_names():
+    "A chat model does not know the company Amazon, but a city on the river: the run was refused."
+    answers = {a for e in real_entities() for values in e.facts.values() for a in values[:1]}
+    both = sorted(answers & {e.name for e in real_entities()})
+    exp = toy(grade=dict.fromkeys(both, "unknown"))
+    assert "Amazon" in both and set(both) & {e.name for e in exp.roles.unknown_score}
+    texts = exp.sae_texts(10**6)
+    assert refuse_dictionary_leaks(exp, texts) == texts and 0 < len(toy().sae_texts(10**6)) - len(texts) < 300
+
+
 def test_unknown_names_are_no_words_of_a_text_or_of_a_name(real):
     text = " ".join([*real.ordinary["loss"], *(e.name for e in real.entities)])
     assert not {e.name for e in made_names(real.entities, Letters(), lambda n: 60, 0)} & set(text.split())

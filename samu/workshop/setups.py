@@ -28,6 +28,7 @@ from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts, checked,
                                   default_prompts, find_entity, ordinary_prose, read_entities, read_prompts,
                                   real_entities, real_prompts, right_share, tidy, with_added)
+from .leaks import names_in
 from .lm import anatomy, check_fits, generate, load_config, load_lm, trained_weights
 from .names import made_names
 from .privacy import read_card
@@ -239,7 +240,10 @@ def sae_texts(exp: Experiment) -> Callable[[int], list[str]]:
                 end = f" {e.facts[p.attribute][0]}." if e.facts else ""
                 texts.append(p.text.replace("{name}", e.name) + end)
     random.Random(f"sae-{exp.seed}").shuffle(texts)
-    return lambda n: (exp.ordinary["loss"] + texts)[:n]
+    every = exp.ordinary["loss"] + texts
+    read = names_in(every, never)  # the company Amazon, in a fact about a city
+    every = [t for t in every if not names_in([t], read)]
+    return lambda n: every[:n]
 
 # %% ../../nbs/workshop/setups.ipynb #5ec7e25a
 DType: TypeAlias = str | torch.dtype | None  # of the weights; None: what the hardware is good at
