@@ -16,7 +16,7 @@ from notebook_cases import called, code_cells, syntax_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKSHOP = ["registry", "digests", "store", "runtime", "replies", "tables", "names", "experiments", "privacy"]
-WORKSHOP += ["batching", "lm", "chat", "invented", "setups", "sae_files", "statistics", "leaks", "targets", "loop"]
+WORKSHOP += ["batching", "lm", "chat", "invented", "statistics", "leaks", "setups", "sae_files", "targets", "loop"]
 WORKSHOP += ["clamping", "plots", "measuring", "witnesses", "asking", "relearning", "attacking", "auditing"]
 WORKSHOP += ["benchmarks", "cards", "console", "course", "drawings", "explore", "latent_pages", "planning"]
 ABOVE = {"tuning": 7.5}  # workshop notebooks that stand on chapters, and the last of those
