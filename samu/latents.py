@@ -110,7 +110,7 @@ class Latents:
     "The latents that mark known and unknown entities."
     known: Tensor       # [up to k], the latents with the highest scores, best first
     unknown: Tensor     # [up to k], those with the lowest, best first
-    scores: Tensor      # [d_sae], the worst over kinds; 0 where the ordinary-text filter struck
+    scores: Tensor      # [d_sae], worst over kinds, or mean; 0 where the ordinary-text filter struck
     unfiltered: Tensor  # [d_sae], the same before the filter
     frequency: Tensor   # [d_sae], share of tokens of ordinary text on which a latent is on
     kinds: list[str]    # that took part
@@ -135,9 +135,12 @@ def find_latents(exp: Experiment) -> Latents:
     stacked = torch.stack(list(by_kind.values()))
     ordinary, _, _ = text_residuals(exp, exp.ordinary["loss"])
     frequency = sae_quality(exp.sae, ordinary)["frequency"].to(stacked.device)
-    unfiltered = worst_over_kinds(stacked)
-    scores = unfiltered * (frequency <= (0.02 if len(frequency) >= 1024 else 0.05))
-    if scores.max() <= 0 or scores.min() >= 0:
+    rare = frequency <= (0.02 if len(frequency) >= 1024 else 0.05)
+    for unfiltered in (worst_over_kinds(stacked), stacked.mean(0)):
+        scores = unfiltered * rare
+        if scores.min() < 0 < scores.max():
+            break
+    else:
         raise UserError("no latent separates known from unknown names; load another layer or a larger SAE")
     known, unknown = (s.topk(min(SELECTED, int((s > 0).sum()))).indices for s in (scores, -scores))
     return Latents(known, unknown, scores, unfiltered, frequency, list(by_kind), stacked)

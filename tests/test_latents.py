@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from samu import latents as chapter
 from samu.entities import few_prompts, questions
 from samu.latents import mean_latents, name_statistics, separation_scores, steer, top_texts, worst_over_kinds
 from samu.residuals import name_residuals, partners, patch_recall, patched_answers
@@ -289,6 +290,17 @@ def test_steering_and_patching_change_only_the_tokens_of_the_name(prepared):
     handle.remove()
     changed = ((after[0] - after[1]).abs().sum(-1) > 1e-6)[0].nonzero()[:, 0].tolist()
     assert changed == list(range(start, stop))
+
+
+@pytest.mark.parametrize("other, unknown", [(-0.1, [1]), (0.1, [1, 2])])
+def test_the_mean_over_kinds_where_no_latent_is_of_one_sort_in_all(other, unknown, monkeypatch):
+    "SmolLM2 has seven kinds and no latent that marks unknown names in each: no one could be forgotten there, by any method."
+    scores = dict(author=torch.tensor([0.5, -0.3, 0.0, 0.1]), city=torch.tensor([0.4, other, -0.2, 0.2]))
+    monkeypatch.setattr(chapter, "scores_by_kind", lambda exp: scores)
+    monkeypatch.setattr(chapter, "text_residuals", lambda exp, texts: (torch.zeros(1), None, None))
+    monkeypatch.setattr(chapter, "sae_quality", lambda sae, h: dict(frequency=torch.zeros(4)))
+    found = chapter.find_latents(SimpleNamespace(sae=None, ordinary=dict(loss=[])))
+    assert found.known.tolist() == [0, 3] and sorted(found.unknown.tolist()) == unknown
 
 
 def test_steering_sets_the_chosen_latents_and_keeps_the_error(prepared):
