@@ -288,7 +288,7 @@ MISTAKES = {
                 (lambda d, o: (sum(x <= d for x in o.tolist()) + 1) / (len(o) + 1), "other side"),
                 (lambda d, o: sum(x >= d for x in o.tolist()) + 1 / (len(o) + 1), "bracket")],
     "weak_test": [(lambda k, u, n: ((k.mean(0) - u.mean(0)) / u.std(0)).topk(n, largest=False).indices, "either direction"),
-                  (lambda k, u, n: torch.arange(20, 24), "same on every name"), (lambda k, u, n: torch.zeros(n, dtype=torch.long), "different latents"),
+                  (lambda k, u, n: torch.tensor([27, 28, 29, 0]), "same on every name"), (lambda k, u, n: torch.zeros(n, dtype=torch.long), "different latents"),
                   (lambda k, u, n: torch.arange(30) < 3, "numbers of the latents"),
                   (lambda k, u, n: ((k.mean(0) - u.mean(0)).abs() + 9 * (u.std(0) == 0)).topk(n, largest=False).indices, "in spreads")],
     "hide": [(lambda h, W, g: h + 0, "nothing has moved"), (lambda h, W, g: h + (g - h @ W) @ W.T, "right angles"),
@@ -331,6 +331,8 @@ SAME_SENTENCE = [  # as one of the above: (exercise, a wrong answer, words)
     ("forget", loop(add=False), "sends nothing back"),
     ("weak_test", lambda k, u, n: (k.mean(0) - u.mean(0)).abs().topk(n), "numbers of the latents"),
     ("weak_test", varying_only, "same on every name"),
+    ("weak_test", lambda k, u, n: torch.arange(12, 12 + n), "separate least"),  # without a look at the names
+    ("split_by_person", lambda person, seed: (person + seed) % 2 == 0, "another seed"),
     ("my_attack", attacked("{q.text} "), "own prompts"),
     ("p_value", lambda d, o: (len(o) - int(torch.searchsorted(o, torch.tensor(d))) + 1) / (len(o) + 1), "is right"),  # only if sorted
     ("pre_activation", lambda h, W, b, c: torch.stack([(x - c) @ W + b for x in h[0]]), "its shape"),  # [d] to [tokens, d]

@@ -455,7 +455,7 @@ def names_in_latents() -> tuple[Tensor, Tensor]:
 
 def check_weak_test(f: Function) -> None:
     "`weak_test(z_known, z_unknown, k)` gives k latents on which the untouched known names pass."
-    known, unknown = names_in_latents()
+    known, unknown = (z.roll(7, 1) for z in names_in_latents())  # the first and the last will not do
     got = as_numbers(given(f, known, unknown, 4))
     if got.shape != (4,) or not torch.isin(got, torch.arange(30)).all():
         fail(f, "give the numbers of the latents, a vector of k integers")
