@@ -91,6 +91,7 @@ def forget(
     "Run methods, measure them, save everything, print what matters. The weights are put back."
     from samu.entities import few_prompts, questions
     from samu.workshop.measuring import holding
+    from samu.workshop.setups import shown_text
     names, asked = [e.name for e in targets], questions(targets, few_prompts(exp.prompts, 1))
     c.open_log(out)
     with clock.part("original"):
@@ -98,7 +99,7 @@ def forget(
     runs, rows = run_methods(exp, names, methods, seed, clock, **options)
     with clock.part("measuring"), holding(runs[0]):
         after = exp.ask(asked)
-    said = [dict(question=q.text, truth=q.answers[0], before=b.strip(), after=a.strip())
+    said = [dict(question=shown_text(exp, q.text), truth=q.answers[0], before=b.strip(), after=a.strip())
             for q, b, a in zip(asked, before, after, strict=True)]
     save(runs, [first, *rows], said, out, clock)
 

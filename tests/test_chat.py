@@ -41,6 +41,8 @@ def test_every_family(folder):
         found = [exp.tokenizer.decode(b.ids[i, p]) for i, p in zip(b.batch_index, b.position)]
         assert "".join(found).replace(" ", "")  # the tokens of the names
         assert all(t.strip() in " ".join(q.name for q in asked) for t in found if t.strip())
+    read = [setups.shown_text(exp, q.text) for q in asked]  # in tables and on the audit's page
+    assert all(q.name in text and "[user]" not in text and "[assistant]" not in text for q, text in zip(asked, read))
     replies = exp.ask(asked)
     with matmul_dtype(exp.model):  # as `ask` multiplies on this machine
         assert replies == generate(exp.model, exp.tokenizer, [q.text for q in asked], 40)
@@ -58,6 +60,7 @@ def test_a_template_that_cannot_be_used_is_one_sentence():
 
 def test_the_template_can_be_left_out(folder):
     exp = setups.load(str(folder), chat=False)
+    assert setups.shown_text(exp, "[user] as it is") == "[user] as it is"
     assert exp.settings.reply_tokens == 5 and not any("[user]" in p.text for p in exp.prompts)
 
 

@@ -24,7 +24,7 @@ from .measuring import Measurement
 from .plots import ORIGINAL, PALETTE, TARGET, UNKNOWN, address, curves, figure, rendered
 from .privacy import forgotten_names, read_card
 from .registry import Metric
-from .setups import Experiment, LoopConfig, load_saved, without_chat
+from .setups import Experiment, LoopConfig, load_saved, shown_text, without_chat
 from .statistics import meets, wilson
 from .store import (
     UserError, atomic_write, kept, key_of, samu_version, tensors_hash, versions)
@@ -166,7 +166,7 @@ def asked_how(
 ) -> dict[str, Any]:            # scope, unsure, kept
     "What was asked about one person and in which form, how often it says that it does not know, what stays."
     exp, asked, person = m.exp, m.asked["target"], m.split.target
-    prompts = [q.text[:q.start] + "NAME" + q.text[q.stop:] for q in asked]
+    prompts = [shown_text(exp, q.text[:q.start] + "NAME" + q.text[q.stop:]) for q in asked]
     form = ("each as a request in the model's chat template" if exp.settings.chat else
             "each as the beginning of a text that the model continues, without a chat template")
     scope = dict(spellings=[person.name, *other_names(exp, person)], form=form, families=list(families),

@@ -110,7 +110,7 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str = ""
     for column in columns:
         left = any(isinstance(row.get(column), str) for row in rows)
         table.add_column(column.replace("_", "\n"), overflow="fold", justify="left" if left else "right",
-                         no_wrap=column == columns[0])
+                         no_wrap=column == columns[0] != "question")
     for row in rows:
         table.add_row(*(Text(cell_text(row.get(column))) for column in columns))
     Console(width=max(130, Console().width), markup=False, force_jupyter=False).print(table)

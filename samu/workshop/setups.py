@@ -7,8 +7,8 @@ __all__ = ['PART_MODULES', 'DType', 'People', 'CARD_WORDS', 'HUB_FILES', 'GEMMA_
            'GEMMA_LR', 'GEMMA_NPO', 'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts',
            'experiment', 'block_of', 'at_layer', 'biographies_settings', 'load_biographies', 'load_doors',
            'reference_group', 'retrained', 'Added', 'read_people', 'settings_for', 'middle_block', 'tokens_for',
-           'with_chat', 'without_chat', 'with_aliases', 'table_in', 'people_in', 'experiment_card', 'load_saved',
-           'hub_folder', 'convert_gguf', 'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
+           'with_chat', 'shown_text', 'without_chat', 'with_aliases', 'table_in', 'people_in', 'experiment_card',
+           'load_saved', 'hub_folder', 'convert_gguf', 'gemma_folder', 'gemma_settings', 'load_gemma', 'load']
 
 # %% ../../nbs/workshop/setups.ipynb #781a4332
 import importlib, json, random, re, tempfile
@@ -32,7 +32,7 @@ from .leaks import names_in
 from .lm import anatomy, check_fits, generate, load_config, load_lm, trained_weights
 from .names import made_names
 from .privacy import read_card
-from .chat import REPLY_TOKENS, adds_bos, bare, chat_prompts, has_template
+from .chat import REPLY_TOKENS, adds_bos, bare, chat_prompts, has_template, request_in
 from .invented import (RECIPE, UNKNOWN_ANSWER, Recipe, World, biographies_model,
                                     make_biographies, ordinary_texts, world_texts)
 
@@ -408,6 +408,10 @@ def with_chat(
     "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
     prompts = chat_prompts(exp.tokenizer, exp.prompts)
     return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True))
+
+def shown_text(exp: Experiment, text: str) -> str:
+    "A prompt for readers: without the chat template."
+    return request_in(exp.tokenizer, text) if exp.settings.chat else text
 
 def without_chat(
     exp: Experiment,  # asked in its template, or not
