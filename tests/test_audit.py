@@ -102,7 +102,7 @@ def test_a_test_that_the_original_passes_says_nothing():
 
 
 def test_what_unknown_names_fail_as_well_says_nothing():
-    "On six real people the worst family of questions is 0.38 for names that the model never knew; the threshold is 0.15."
+    "On twelve real people the worst family of questions is 0.37 for names that the model never knew; the threshold is 0.15."
     few = Metric("few", lambda m: 0.0, "low", 0.10, group="attacks")
     alike, worse = (judge(few, 0.3, 0.9, unknown=zero) for zero in (0.38, 0.2))
     assert (alike.verdict, worse.verdict) == (SILENT, FAILS)

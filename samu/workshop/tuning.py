@@ -46,7 +46,7 @@ def configurations(exp: Experiment, name: str) -> list[dict[str, Any]]:  # field
 
 # %% ../../nbs/workshop/tuning.ipynb #92b5bce4
 def score(row: Mapping[str, Any]) -> float:  # 0 to 1; 0 where the model gives no numbers any more
-    "The share of the facts that is gone, times what is left of everything else."
+    "How near recall is to the prior, times what is left of everything else."
     if math.isnan(row["perplexity_ratio"]):
         return 0.0
     kept = [row["retain_ratio"], row["unknown_ratio"], 1 / row["perplexity_ratio"],
