@@ -1,5 +1,6 @@
 """Relearning on Gemma: curves of four people on whom settings were chosen, so no test. Writes
-relearning.csv; goes on where it stopped.
+relearning.csv; goes on where it stopped. The rows "npo, as sealed" have the setting of the sealed test, which
+was npo's until 28 November 2026.
 
     python nbs/results/relearning.py                                        all: an hour or two on two cores
     python nbs/results/relearning.py --people "Joe Montana;Marie Curie"     a part, as on another machine
