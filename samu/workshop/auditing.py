@@ -48,7 +48,7 @@ def check_card(
                         "others; put that model back, or name it with --setup")
     if base.table_hash != card["table_hash"]:
         raise UserError(f"{str(folder)!r} was made with another table of people or prompts than that of "
-                        f"{base.name!r}; put that table back, or forget again")
+                        f"{base.name!r}; give it with --people and --only, or forget again")
 
 # %% ../../nbs/workshop/auditing.ipynb #525bcf3c
 def saved_run(
