@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd, torch
 from .workshop.auditing import (
     FILES, LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words,
-    left_open, lines_figure, open_folder, page, ratio_interval, saved_run, zero_line)
+    left_open, lines_figure, open_folder, page, ratio_interval, saved_run, unknown_scores)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
 from .workshop.measuring import Measurement, holding
@@ -107,7 +107,7 @@ def judge(
     if math.isnan(value):
         verdict, why = (SILENT if "no evidence" in note else ABSENT), note
     elif not meets(entry, value):
-        verdict, why = SILENT if value <= unknown else FAILS, zero_line(value, unknown)
+        verdict, why = SILENT if value <= unknown else FAILS, unknown_scores(value, unknown)
     elif why := doubt(entry, original if about_target else None, low, high, power, counted[1]):
         verdict = SILENT
     return Claim(entry.name, entry.title or entry.about, entry.about, float(value), float(original),

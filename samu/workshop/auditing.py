@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'CANNOT_DRAW', 'ASKED', 'OTHERWISE', 'TRAINED', 'INSIDE', 'ROUNDED', 'SEEN', 'FOUND', 'LESS', 'SILENCE',
            'LOOKS', 'check_card', 'saved_run', 'open_folder', 'drawn', 'lines_figure', 'families_figure',
-           'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'zero_line', 'dictionary_met',
+           'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'unknown_scores', 'dictionary_met',
            'left_open', 'facts_of']
 
 # %% ../../nbs/workshop/auditing.ipynb #926615c7
@@ -219,7 +219,7 @@ def doubt(
     far = [end for end in ends if end is not None and not meets(entry, end)]
     return f"not enough {of}: the true value could be {far[0]:.2f}" if far else ""
 
-def zero_line(value: float, unknown: float) -> str:  # empty where no metric gives an unknown name's score
+def unknown_scores(value: float, unknown: float) -> str:  # empty where no metric gives that score
     "What an unknown name scores where a number does not keep to its threshold."
     if math.isnan(unknown):
         return ""
