@@ -104,7 +104,7 @@ def sampling(exp: Experiment, entity: Entity, helpers: Sequence[Entity]) -> list
 # %% ../nbs/08_attacks.ipynb #aabc69a2
 def attack_table(m: Measurement) -> pd.DataFrame:  # attack, questions, recall, original, prior
     "Every registered attack on the model under test, on the original, and on unknown names in the original."
-    return pd.DataFrame([family_row(m, family) for family in ATTACKS.values()])
+    return m.once(f"attacks {ATTACKS}", lambda: pd.DataFrame([family_row(m, a) for a in ATTACKS.values()]))
 
 @metric(good="low", threshold=0.20, group="attacks", title="No other way of asking brings the facts back")
 def attack_excess(m: Measurement) -> float:

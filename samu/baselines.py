@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .workshop.batching import Batch, Span, answer_spans, batches
+from .workshop.batching import Batch, Span, answer_spans, batches, joined
 from .workshop.clamping import clamped_run
 from .workshop.lm import answer_logprobs
 from .workshop.loop import configure
@@ -105,7 +105,7 @@ def squared_retain(task: Task, batch: Batch) -> Tensor:
 
 def told(task: Task) -> list[Batch]:
     "The target's facts as whole texts; the tokens from the name on count."
-    texts = [(f"{q.text} {q.answers[0]}.", q.start) for q in task.asked]
+    texts = [(joined(q.text, f"{q.answers[0]}."), q.start) for q in task.asked]
     spans = [Span(text, start, len(text), i) for i, (text, start) in enumerate(texts)]
     return batches(task.exp.tokenizer, spans, device=task.exp.device)
 

@@ -25,7 +25,7 @@ from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import keep_fields, sae_digest
 from .workshop.setups import Experiment, LoopConfig
 from .workshop.targets import (FrozenActivations, KnownLine, choose_stand_in, frozen_activations,
-    hold_out_phrasing, in_other_ways, in_passing, known_line, texts_to_keep, without_answers)
+    hold_out_phrasing, in_other_ways, in_own_words, in_passing, known_line, texts_to_keep, without_answers)
 from .entities import Split, namesakes, questions, renamed, split_for
 from .residuals import NameResiduals
 from .saes import pre_activations
@@ -144,7 +144,8 @@ def retained(exp: Experiment, split: Split, n: int, rng: random.Random) -> list[
     known, unknown = (questions(group, exp.prompts, "loss") for group in (split.retain, split.unknown_loss))
     near = {e.name for e in (*split.retain, *split.unknown_loss) if e.kind == split.target.kind}
     alike_asked = questions(alike, exp.prompts, "loss", split.target.facts)
-    return texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
+    texts = texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
+    return in_own_words(exp, texts, replace(exp, busy=False).ask)
 
 # %% ../nbs/05_forgetting.ipynb #460d0232
 def about(exp: Experiment, split: Split, config: LoopConfig, seed: int) -> dict[str, list[Any]]:

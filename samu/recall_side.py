@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from .workshop.batching import Batch, Span, batches
+from .workshop.batching import Batch, Span, batches, joined
 from .workshop.lm import answer_logprobs, edit_residual, final_hidden, residuals
 from .workshop.loop import Task, kl_at_some
 from .workshop.registry import method, retain_loss
@@ -36,7 +36,7 @@ class Injection:
 def injections_for(task: Task) -> list[Injection]:  # one for each batch of answers
     "The names in the target's questions, and what belongs there. Noise: up to half a sd, 32 copies."
     exp, draw, out = task.exp, torch.Generator().manual_seed(0), []
-    spans = [Span(f"{q.text} {q.answers[0]}", q.start, q.stop, i) for i, q in enumerate(task.asked)]
+    spans = [Span(joined(q.text, q.answers[0]), q.start, q.stop, i) for i, q in enumerate(task.asked)]
     for answers, names in zip(task.answers, batches(exp.tokenizer, spans, device=exp.device), strict=True):
         at_name = torch.zeros(*answers.ids.shape, 1, dtype=torch.bool, device=exp.device)
         at_name[names.batch_index, names.position] = True

@@ -1,5 +1,6 @@
 """Every supported family, as a tiny model of random weights: samu computes what transformers computes."""
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -7,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from samu.workshop.batching import answer_spans, batches
-from samu.workshop.lm import (FAMILIES, anatomy, answer_logprobs, answer_loss, check_config, edit_residual,
-                              final_hidden, float32_copies, generate, load_lm, logits, optimizer_step,
+from samu.workshop.lm import (FAMILIES, LOOK, anatomy, answer_logprobs, answer_loss, check_config, edit_residual,
+                              final_hidden, float32_copies, generate, load_lm, logits, next_tokens, optimizer_step,
                               residuals, residuals_by_layer, save_lm, starting_at, trained_weights)
 from samu.workshop.runtime import threads_for
 from samu.workshop.store import UserError
@@ -165,6 +166,21 @@ def test_generate_equals_hf_generate(hf, tok):
     padded = tok(PROMPTS, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
     batch = hf.generate(**padded, **greedy)[:, padded["input_ids"].shape[1]:]
     assert generate(hf, tok, PROMPTS, 8) == tok.batch_decode(batch, skip_special_tokens=True)
+
+
+def test_replies_that_have_ended_are_not_continued(hf, tok, monkeypatch):
+    rows = [tok(p)["input_ids"] for p in PROMPTS]
+    alone = [next_tokens(hf, torch.tensor([r]), torch.ones(1, len(r)), 20, nullcontext())[0].tolist() for r in rows]
+    end = next(t for t in alone[0][:LOOK] if any(t not in other for other in alone))
+    monkeypatch.setattr(hf.generation_config, "eos_token_id", [end])
+    seen, body = [], anatomy(hf).body
+    handle = body.register_forward_pre_hook(lambda m, a, k: seen.append(len(k["input_ids"])), with_kwargs=True)
+    replies = generate(hf, tok, PROMPTS, 20)
+    handle.remove()
+    cut = [said[:said.index(end)] if end in said else said for said in alone]
+    assert replies == tok.batch_decode(cut, skip_special_tokens=True)
+    assert seen == [sum(end not in said[:step // LOOK * LOOK] for said in alone) for step in range(len(seen))]
+    assert len(PROMPTS) == seen[0] > seen[-1]
 
 
 def one_step(hf, tok):

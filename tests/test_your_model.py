@@ -228,6 +228,14 @@ def chat(request, tmp_path_factory):
     return place
 
 
+def held_in_place(tokenizer, batches):
+    "Each retained text, and the part of it whose residuals are held."
+    for b in batches:
+        for i, (ids, mask) in enumerate(zip(b.ids, b.mask, strict=True)):
+            at = b.position[b.batch_index == i]
+            yield tokenizer.decode(ids[mask]), tokenizer.decode(ids[at])
+
+
 def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "ask", leaking(lambda q: "[user]" not in q.text))
     exp = small(setups.load(str(chat), device="cpu"))
@@ -237,6 +245,11 @@ def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     task = make_task(exp, [NAME], run.config)
     framed = ["[user]" in q.text for q in task.moved]
     assert sum(framed) == len(framed) / 2  # inside the template and outside
+    held = list(held_in_place(exp.tokenizer, task.retain))
+    requests = [(text, read) for text, read in held if "[user]" in text]
+    assert 0 < len(requests) < len(held)
+    for text, read in requests:  # with the model's own reply, and without what stands before the request
+        assert text.endswith("[assistant] nothing.") and "[user]" not in read and text.endswith(read)
     folder = run.save(tmp_path / "out" / "model")
     ids = torch.tensor([exp.tokenizer(exp.prompts[0].text)["input_ids"]])
     plain = AutoModelForCausalLM.from_pretrained(folder)

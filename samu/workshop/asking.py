@@ -20,9 +20,9 @@ from itertools import chain
 from typing import Any
 import pandas as pd
 import torch
-from .batching import by_length, encode, left_padded
+from .batching import by_length, encode
 from .invented import FLAGS, NAMINGS, PIECES, TWO_HOPS, VALUES, alias, describe, translate
-from .lm import _decode, next_tokens
+from .lm import replies_to
 from .measuring import Measurement
 from .registry import ATTACKS, Attack, attack
 from .runtime import matmul_dtype, seeded, threads_for
@@ -275,9 +275,8 @@ def draw_replies(
     tokens = exp.settings.reply_tokens
     with seeded(seed, exp.device), matmul_dtype(exp.model, exp.matmul), threads_for(exp.model):
         for group in by_length([n * (len(row) + tokens) for row in ids], 8192):
-            prompts = left_padded([ids[i] for i in group], exp.tokenizer, exp.device)
-            said = next_tokens(exp.model, *prompts, tokens, nullcontext(), draw, n)
-            words = _decode(exp.model, exp.tokenizer, said)
+            asked = [ids[i] for i in group]
+            words = replies_to(exp.model, exp.tokenizer, asked, tokens, nullcontext(), pick=draw, n=n)
             for place, i in enumerate(group):
                 out[i] = words[place * n:(place + 1) * n]
     return out

@@ -22,7 +22,8 @@ from .registry import METHOD_CHAPTERS, METHODS, OBJECTIVES, RETAIN, Method, near
 from .store import UserError, digest, kept, key_of, samu_version, tensors_hash, versions
 from .runtime import Timer
 from .tables import Entity, Question
-from .batching import Batch, Pair, answer_spans, batches, encode, text_spans
+from .batching import Batch, Pair, answer_spans, batches, encode, joined, text_spans
+from .chat import around_request
 from .lm import adapter_files, add_lora, anatomy, answer_logprobs, check_output_folder
 from .lm import (
     copy_weights_, float32_copies, load_config, load_lm, logits, merge_lora, needs, optimizer_step, residuals,
@@ -247,15 +248,16 @@ def task_of(
     fields: dict[str, Any] = {f: [x for p in parts for x in p[f]] for f in parts[0]}
     fields["frozen"] = joined_activations(fields["frozen"])
     keep, size = list(dict.fromkeys(keep)), config.batch_tokens
-    texts = text_spans(f"{prompt} {end}." if end else prompt for prompt, end in keep)
+    whole = [joined(prompt, f"{end}.") if end else prompt for prompt, end in keep]
+    texts = text_spans(whole, around_request(exp.tokenizer)[0] if exp.settings.chat else "")
     answered = answer_spans(pair for pair in keep if pair[1])
     longest = max([64, *(len(ids) for ids, _ in encode(exp.tokenizer, [p.text for p in exp.prompts]))])
     facts = answer_spans((q.text, q.answers[0]) for q in fields["asked"])
     return Task(
         exp, config, seed, aim, **fields, read=SiteReader(exp, config), names=names,
         answers=batches(exp.tokenizer, facts, device=exp.device),
-        retain=batches(exp.tokenizer, texts, batch_tokens=size, max_tokens=longest + 32, truncate=True,
-                       device=exp.device),
+        retain=batches(exp.tokenizer, texts, batch_tokens=size, truncate=True, device=exp.device,
+                       max_tokens=longest + 32 + exp.settings.reply_tokens * exp.settings.chat),
         retain_answers=batches(exp.tokenizer, answered, batch_tokens=size, device=exp.device))
 
 # %% ../../nbs/workshop/loop.ipynb #f9234a08

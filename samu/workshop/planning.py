@@ -35,7 +35,8 @@ from .sae_files import JumpReLU
 from .setups import (Added, Experiment, LoopConfig, People, at_layer, load, middle_block,
                                   people_in, settings_for)
 from .tables import ordinary_prose
-from .targets import FrozenActivations, hold_out_phrasing, in_passing, texts_to_keep
+from .targets import (FrozenActivations, hold_out_phrasing, in_own_words, in_passing,
+                                   texts_to_keep)
 from .loop import (Task, Trainer, configure, copies, method_named, prepared, task_of,
                                 training)
 
@@ -115,6 +116,8 @@ def empty_task(
     asked = entities.questions(rest, exp.prompts, "loss")
     near, n = {e.name for e in rest}, min(config.retain_texts, ENOUGH) // 4
     keep = texts_to_keep(exp, asked, asked, asked, near, n, random.Random(0))
+    reply = " so on" * (exp.settings.reply_tokens // 2)
+    keep = in_own_words(exp, keep, lambda asked: [reply] * len(asked))
     parts: list[dict[str, list[Any]]] = []
     for target in [exp.find(t) for t in targets]:
         train, check = hold_out_phrasing(entities.questions([target], exp.prompts, "loss"))
@@ -223,8 +226,9 @@ def asking_peak(
     training, tracker.peak = tracker.peak, Counter()
     name = max((e.name for e in exp.entities), key=len)
     texts = [ids for ids, _ in encode(exp.tokenizer, [p.text.replace("{name}", name) for p in exp.prompts])]
-    longest = exp.settings.reply_tokens + max(map(len, texts))
-    rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu")) // longest)
+    steps = exp.settings.reply_tokens
+    longest = steps + max(map(len, texts))
+    rows = max(1, tokens_at_once(torch.device("cuda" if gpu else "cpu"), steps) // longest)
     with torch.no_grad(), tracker:  # one pass, as if the replies were there already
         ids = torch.zeros(rows, longest, dtype=torch.long)
         next_tokens(exp.model, ids, torch.ones_like(ids), 1, nullcontext())

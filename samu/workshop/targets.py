@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'in_passing', 'hold_out_phrasing', 'in_other_ways', 'choose_stand_in', 'FrozenActivations',
-           'frozen_activations', 'joined_activations', 'KnownLine', 'known_line', 'without_answers', 'texts_to_keep']
+           'frozen_activations', 'joined_activations', 'KnownLine', 'known_line', 'without_answers', 'texts_to_keep',
+           'in_own_words']
 
 # %% ../../nbs/workshop/targets.ipynb #10187ca1
 import random, re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from .tables import Entity, Question, plain, renamed
 from .privacy import holds
 from .batching import Batch, Pair, answer_spans, batches, name_spans, width
 from .lm import answer_logprobs, residuals_at
-from .chat import bare
+from .chat import bare, request_in
 from .setups import Experiment
 
 # %% ../../nbs/workshop/targets.ipynb #e4b89a79
@@ -176,3 +177,14 @@ def texts_to_keep(
         keep += mine + some([t for t in dict.fromkeys(texts) if t not in taken], n - len(mine))
     ordinary = [(t, "") for t in exp.ordinary["loss"]]
     return keep + some(ordinary, n) + some([(q.text, end) for q in namesakes], n)
+
+def in_own_words(
+    exp: Experiment,
+    keep: Sequence[Pair],
+    ask: Callable[[list[Question]], list[str]],  # gives the original's replies
+) -> list[Pair]:
+    "Of a chat model: each request with the model's own reply, for that is what should stay."
+    requests = [text for text, _ in keep if exp.settings.chat and request_in(exp.tokenizer, text) != text]
+    asked = [Question("", "", text, 0, 0, ()) for text in requests]
+    own = dict(zip((q.text for q in asked), ask(asked), strict=True))
+    return [(text, own.get(text, answer).strip().removesuffix(".")) for text, answer in keep]
