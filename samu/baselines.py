@@ -183,6 +183,7 @@ def clamp(
     seed: int = 0,          # of the choice of retained texts
 ) -> Run:
     "Clamp the target's salient latents from now on; `restore` ends it. Raises UserError if there are none."
+    exp.refuse_busy()
     config = configure(exp.settings, Method("clamp", lambda task: lambda step: torch.zeros(())), {})
     task = make_task(exp, [target], config, seed)
     latents, mean = salient_latents(task, told(task), rare=0.01)

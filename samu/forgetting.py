@@ -144,8 +144,7 @@ def retained(exp: Experiment, split: Split, n: int, rng: random.Random) -> list[
     known, unknown = (questions(group, exp.prompts, "loss") for group in (split.retain, split.unknown_loss))
     near = {e.name for e in (*split.retain, *split.unknown_loss) if e.kind == split.target.kind}
     alike_asked = questions(alike, exp.prompts, "loss", split.target.facts)
-    texts = texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
-    return in_own_words(exp, texts, replace(exp, busy=False).ask)
+    return texts_to_keep(exp, known, unknown, alike_asked, near, n, rng)
 
 # %% ../nbs/05_forgetting.ipynb #460d0232
 def about(exp: Experiment, split: Split, config: LoopConfig, seed: int) -> dict[str, list[Any]]:
@@ -176,12 +175,13 @@ def make_task(
     "Prepare to forget, with prompts and names of the loss part only. Raises UserError for an unknown target."
     aim, rng, parts, keep = aim_for(exp), random.Random(seed), [], []
     n, people = math.ceil(config.retain_texts / 4 / len(targets)), [exp.find(t) for t in targets]
-    with matmul_dtype(exp.model, config.matmul):
-        for one in [split_for(exp, t, config.keep_facts) for t in targets]:
+    for one in [split_for(exp, t, config.keep_facts) for t in targets]:
+        with matmul_dtype(exp.model, config.matmul):
             parts.append(about(exp, one, config, seed))
-            others = tuple(e for e in one.retain if e.name not in {*targets, *gone})
-            keep += without_answers(retained(exp, replace(one, retain=others), n, rng), people)
-            keep += [(q.text, q.answers[0]) for q in questions([one.kept], exp.prompts, "loss") if q.answers]
+        others = tuple(e for e in one.retain if e.name not in {*targets, *gone})
+        texts = in_own_words(exp, retained(exp, replace(one, retain=others), n, rng))
+        stays = [(q.text, q.answers[0]) for q in questions([one.kept], exp.prompts, "loss") if q.answers]
+        keep += without_answers(texts, people) + in_own_words(exp, stays)
     refuse_loss_leaks(exp, people, [prompt for prompt, _ in keep])
     return task_of(exp, config, seed, aim, parts, keep, NameResiduals)
 

@@ -58,11 +58,14 @@ class Span:
     start: int  # first character that counts, or AFTER_FIRST
     stop: int   # one past the last
     item: int   # number of the thing that these characters belong to
+    whole: bool = False  # all of a text from the start on, which may be shortened
+    name: bool = False   # of which a text's first token is left out if others follow
 
 def name_spans(questions: Iterable[Question]) -> tuple[list[Span], list[str]]:
     "The name in each question, and the names in the order of their item."
     order: dict[str, int] = {}
-    spans = [Span(q.text, q.start, q.stop, order.setdefault(q.name, len(order))) for q in questions]
+    spans = [Span(q.text, q.start, q.stop, order.setdefault(q.name, len(order)), name=True)
+             for q in questions]
     return spans, list(order)
 
 Pair = tuple[str, str]  # prompt, answer
@@ -86,8 +89,8 @@ def text_spans(
     before: str = "",  # does not count where a text begins with it
 ) -> list[Span]:       # item = number of the text
     "Everything after the first token of each text."
-    starts = ((t, len(before) if before and t.startswith(before) else AFTER_FIRST) for t in texts)
-    return [Span(t, start, len(t), i) for i, (t, start) in enumerate(starts)]
+    starts = ((t, len(before) if before.strip() and t.startswith(before) else AFTER_FIRST) for t in texts)
+    return [Span(t, start, len(t), i, whole=True) for i, (t, start) in enumerate(starts)]
 
 # %% ../../nbs/workshop/batching.ipynb #7b6dcfb4
 @dataclass
@@ -168,20 +171,20 @@ def batches(
     unique: bool = False,      # the same tokens of the same item are read once
     batch_tokens: int = 4096,  # most tokens in a batch, padding included
     max_tokens: int = 1024,    # most tokens of a text
-    truncate: bool = False,    # shorten longer texts, and pass over those of one token; not for answers
+    truncate: bool = False,    # shorten longer texts, and pass over those of one token (whole texts only)
     device: torch.device | str = "cpu",
 ) -> list[Batch]:              # sorted by length
     "Tokenise, find spans, sort by length, pad. Raises UserError if a span has no token or would be cut."
     rows: dict[Any, tuple[list[int], int, int, int, int]] = {}
     for i, (span, tokens) in enumerate(zip(spans, encode(tokenizer, [s.text for s in spans]), strict=True)):
-        may_cut = truncate and span.stop == len(span.text)
+        may_cut = truncate and span.whole
         if may_cut and len(tokens[0]) < 2:
             continue
         start, stop = _places(span, tokens)
         if stop > max_tokens and not may_cut:
             raise UserError(f"{span.text[:60]!r}... would be cut: what counts ends at token {stop}, and "
                             f"at most {max_tokens} are read; write a shorter text")
-        stop = min(stop, max_tokens)
+        stop, start = min(stop, max_tokens), 1 if span.name and start == 0 and stop > 1 else start
         ids = tokens[0][:stop if cut else max_tokens]
         key = (span.item, start, stop, *ids) if unique else i
         rows.setdefault(key, (ids, stop - 1 if last_only else start, stop, span.item, i))

@@ -480,17 +480,18 @@ def next_tokens(
             cache.batch_repeat_interleave(n)
             scores = scores.repeat_interleave(n, 0)
             state |= {k: state[k].repeat_interleave(n, 0) for k in ("attention_mask", "position_ids")}
-        ids = pick(scores)
+        said[left, step] = (ids := pick(scores))[:, 0]
         state["position_ids"] = state["position_ids"][:, -1:] + 1
         state["attention_mask"] = torch.cat([state["attention_mask"], torch.ones_like(ids)], dim=-1)
-        said[left, step] = ids[:, 0]
         if step % LOOK == LOOK - 1:  # replies that have ended are left out from here on
-            going = (~torch.isin(said[left], said.new_tensor(ends)).any(1)).nonzero()[:, 0]
+            last = said[left, step - LOOK + 1:step + 1]
+            going = (~torch.isin(last, last.new_tensor(ends)).any(1)).nonzero()[:, 0]
             if not len(going):
                 break
-            cache.batch_select_indices(going)
-            left, ids = left[going], ids[going]
-            state |= {k: state[k][going] for k in ("attention_mask", "position_ids")}
+            if len(going) < len(left):
+                cache.batch_select_indices(going.cpu())  # its layers may lie on several GPUs
+                left, ids = left[going], ids[going]
+                state |= {k: state[k][going] for k in ("attention_mask", "position_ids")}
     return said
 
 def replies_to(

@@ -181,10 +181,11 @@ def texts_to_keep(
 def in_own_words(
     exp: Experiment,
     keep: Sequence[Pair],
-    ask: Callable[[list[Question]], list[str]],  # gives the original's replies
+    ask: Callable[[list[Question]], list[str]] | None = None,  # gives the replies; the model, if None
 ) -> list[Pair]:
     "Of a chat model: each request with the model's own reply, for that is what should stay."
     requests = [text for text, _ in keep if exp.settings.chat and request_in(exp.tokenizer, text) != text]
     asked = [Question("", "", text, 0, 0, ()) for text in requests]
-    own = dict(zip((q.text for q in asked), ask(asked), strict=True))
-    return [(text, own.get(text, answer).strip().removesuffix(".")) for text, answer in keep]
+    ask = ask or replace(exp, busy=False).ask  # a run that is being made may ask
+    own = {q.text: reply.strip().removesuffix(".") for q, reply in zip(asked, ask(asked), strict=True)}
+    return [(text, own.get(text, answer)) for text, answer in keep]
