@@ -106,7 +106,7 @@ def squared_retain(task: Task, batch: Batch) -> Tensor:
 def told(task: Task) -> list[Batch]:
     "The target's facts as whole texts; the tokens from the name on count."
     texts = [(joined(q.text, f"{q.answers[0]}."), q.start) for q in task.asked]
-    spans = [Span(text, start, len(text), i) for i, (text, start) in enumerate(texts)]
+    spans = [Span(text, start, len(text), i, name=True) for i, (text, start) in enumerate(texts)]
     return batches(task.exp.tokenizer, spans, device=task.exp.device)
 
 def random_direction(d_model: int, seed: int = 0) -> Tensor:  # [d_model]
