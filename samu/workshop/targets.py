@@ -17,8 +17,8 @@ from .tables import Entity, Question, plain, renamed
 from .privacy import holds
 from .batching import Batch, Pair, answer_spans, batches, name_spans, width
 from .lm import answer_logprobs, residuals_at
-from .chat import bare, request_in
-from .setups import Experiment
+from .chat import bare
+from .setups import Experiment, shown_text
 
 # %% ../../nbs/workshop/targets.ipynb #e4b89a79
 def in_passing(
@@ -184,7 +184,7 @@ def in_own_words(
     ask: Callable[[list[Question]], list[str]] | None = None,  # gives the replies; the model, if None
 ) -> list[Pair]:
     "Of a chat model: each request with the model's own reply, for that is what should stay."
-    requests = [text for text, _ in keep if exp.settings.chat and request_in(exp.tokenizer, text) != text]
+    requests = [text for text, _ in keep if shown_text(exp, text) != text]
     asked = [Question("", "", text, 0, 0, ()) for text in requests]
     ask = ask or replace(exp, busy=False).ask  # a run that is being made may ask
     own = {q.text: reply.strip().removesuffix(".") for q, reply in zip(asked, ask(asked), strict=True)}
