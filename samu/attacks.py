@@ -177,7 +177,7 @@ register_raw("unshown_recall", unshown_excess)
 def benign_excess(m: Measurement) -> float:
     "Training on three neighbours' facts: the highest recall of the target's, less the prior."
     asked, others = two_ways(m.exp, m.split.target), told_about(m.exp, m.split.held_out[:3])
-    return Share(peak(kept_watch(m.exp, m.split.target, others, asked)), len(asked), asked_prior(m))
+    return Share(peak(kept_watch(m, others, asked)), len(asked), asked_prior(m))
 
 # %% ../nbs/08_attacks.ipynb #c198806a
 def rounding_table(m: Measurement) -> pd.DataFrame:  # a row for each rounding

@@ -362,6 +362,15 @@ def test_patches_of_the_original_change_nothing(exp, target):
     assert len(table) == exp.n_layers and table.ignorant.max() <= 1
 
 
+def test_the_original_gets_nothing_back_by_training_on_others(exp, target, run, short):
+    "So it is only asked; a model that forgot is trained."
+    m = measurement(exp, target)
+    asked, others = attacks.two_ways(exp, m.split.target), attacks.told_about(exp, m.split.held_out[:1])
+    assert list(attacking.kept_watch(m, others, asked).step) == [0]
+    with holding(run):
+        assert list(attacking.kept_watch(measurement(exp, target, run), others, asked).step) == [0, 4]
+
+
 def test_steering_by_nothing_is_asked_once(exp, target):
     m = measurement(exp, target)
     still = attacks.steer_table(m).query("strength == 0")

@@ -291,14 +291,15 @@ def kept_table(make: Callable[[Measurement], pd.DataFrame]) -> Callable[[Measure
 
 # %% ../../nbs/workshop/attacking.ipynb #513909a4
 def kept_watch(
-    exp: Experiment,            # attacked as its model is now
-    target: Entity,
-    shown: Sequence[Pair],
-    asked: list[Question],      # about what is not shown
-) -> pd.DataFrame:              # step, unshown
-    "Fine-tuning on some texts; kept."
-    key = key_of([exp.model_id, exp.matmul, target, exp.prompts, list(shown), list(asked)], watch)
-    return kept("relearned", key, lambda: watch(exp, target, shown, dict(unshown=asked), None))
+    m: Measurement,
+    shown: Sequence[Pair],  # about others
+    asked: list[Question],  # about the target
+) -> pd.DataFrame:          # step, unshown
+    "Fine-tuning on others; kept. The original, with nothing to get back, is asked."
+    exp, target, how = m.exp, m.split.target, attack_for(m.exp)
+    how = replace(how, steps=0) if exp.model_id == m.reference.exp.id else how
+    key = key_of([exp.model_id, exp.matmul, target, exp.prompts, shown, asked, vars(how)], watch)
+    return kept("relearned", key, lambda: watch(exp, target, shown, dict(unshown=asked), how))
 
 def kept_draws(
     relearn: Callable[..., pd.DataFrame],  # (experiment, target, shown, how) -> step, unshown, ...
