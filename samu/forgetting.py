@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .workshop.batching import Batch, batches, name_spans
 from .workshop.leaks import refuse_loss_leaks
-from .workshop.lm import answer_loss, final_hidden
+from .workshop.lm import answer_loss, hidden_before
 from .workshop.loop import (History, Run, Task, configure, kl_at_some, method_named, prepared, run_key,
     run_once, task_of, training)
 from .workshop.registry import RETAIN, Method, objective, part, retain_loss, several, whole
@@ -90,7 +90,7 @@ def answers_retain(task: Task, batch: Batch) -> Tensor:
 # %% ../nbs/05_forgetting.ipynb #fd946906
 def final_at(task: Task, batch: Batch) -> Tensor:  # [places, d_model]
     "What the head reads just before each place."
-    return final_hidden(task.exp.model, batch.ids)[batch.batch_index, batch.position - 1]
+    return hidden_before(task.exp.model, batch)
 
 @retain_loss("kl", freeze=final_at)
 def kl_retain(task: Task, batch: Batch) -> Tensor:

@@ -26,7 +26,7 @@ from .registry import UserError, expanded, nearest
 from .tables import Entity, Question, plain
 from .batching import Pair, answer_spans, batches
 from .chat import chat_text, has_template
-from .lm import PLACES_AT_ONCE, final_hidden, generate, logits, needs
+from .lm import PLACES_AT_ONCE, generate, hidden_before, logits, needs
 from .statistics import auc
 
 # %% ../../nbs/workshop/benchmarks.ipynb #71c3fc6e
@@ -212,7 +212,7 @@ def read_places(
     batch: Any,     # from `batches`
 ) -> torch.Tensor:  # [places, 3]: log-probability, 1 if it is the likeliest token, z
     "What the model thinks of each token that counts."
-    hidden = final_hidden(hf, batch.ids)[batch.batch_index, batch.position - 1]
+    hidden = hidden_before(hf, batch)
     parts = []
     own_ids = batch.pick(batch.ids)
     for h, y in zip(hidden.split(PLACES_AT_ONCE), own_ids.split(PLACES_AT_ONCE), strict=True):

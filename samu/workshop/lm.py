@@ -7,10 +7,10 @@ __all__ = ['FAMILIES', 'DAMAGED', 'Trained', 'PLACES_AT_ONCE', 'AtPrompt', 'LOOK
            'Family', 'Anatomy', 'check_config', 'anatomy', 'load_config', 'load_tokenizer', 'needs', 'check_bits',
            'device_map', 'few_bits', 'settled', 'check_fits', 'load_lm', 'new_cache', 'cached', 'residuals',
            'residuals_at', 'residuals_by_layer', 'edit_residual', 'starting_at', 'final_hidden', 'logits',
-           'token_logprobs', 'answer_logprobs', 'answer_loss', 'perplexity', 'likeliest', 'next_tokens', 'replies_to',
-           'tokens_at_once', 'generate', 'name_stacks', 'answer_edited', 'refuse_few_bits', 'trained_weights',
-           'copy_weights_', 'weights_kept', 'float32_copies', 'optimizer_step', 'add_lora', 'merge_lora',
-           'adapter_files', 'list_output', 'check_output_folder', 'save_trained', 'save_lm']
+           'hidden_before', 'token_logprobs', 'answer_logprobs', 'answer_loss', 'perplexity', 'likeliest',
+           'next_tokens', 'replies_to', 'tokens_at_once', 'generate', 'name_stacks', 'answer_edited', 'refuse_few_bits',
+           'trained_weights', 'copy_weights_', 'weights_kept', 'float32_copies', 'optimizer_step', 'add_lora',
+           'merge_lora', 'adapter_files', 'list_output', 'check_output_folder', 'save_trained', 'save_lm']
 
 # %% ../../nbs/workshop/lm.ipynb #fcd468a3
 import json, logging, math, os, re, shutil
@@ -413,19 +413,19 @@ def logits(hf: PreTrainedModel, hidden: Tensor) -> Tensor:  # [..., vocabulary]
     out = a.head(hidden).to(hidden.device)
     return out if a.softcap is None else torch.tanh(out / a.softcap) * a.softcap
 
-def _before(hf: PreTrainedModel, batch: Batch) -> Tensor:
-    "What the head reads just before each place of a batch, [places, d_model]."
-    return final_hidden(hf, batch.ids)[batch.batch_index, batch.position - 1]
+def hidden_before(hf: PreTrainedModel, batch: Batch) -> Tensor:
+    "What the head reads just before each place of a batch, [places, d_model]; the last token is not read."
+    return final_hidden(hf, batch.ids[:, :-1])[batch.batch_index, batch.position - 1]
 
 def token_logprobs(hf: PreTrainedModel, batch: Batch) -> Tensor:  # [places, vocabulary], float32
     "Log-probabilities of all tokens at each place of a batch, float32."
-    return logits(hf, _before(hf, batch)).float().log_softmax(-1)
+    return logits(hf, hidden_before(hf, batch)).float().log_softmax(-1)
 
 # %% ../../nbs/workshop/lm.ipynb #9250db53
 def _logprobs_of_ids(hf: PreTrainedModel, batch: Batch) -> Tensor:
     "Log-probability of the token that stands at each place, [places]."
-    hidden, ids = (t.split(PLACES_AT_ONCE) for t in (_before(hf, batch), batch.pick(batch.ids)[:, None]))
-    parts = [logits(hf, h).float().log_softmax(-1).gather(-1, y) for h, y in zip(hidden, ids, strict=True)]
+    both = (t.split(PLACES_AT_ONCE) for t in (hidden_before(hf, batch), batch.pick(batch.ids)[:, None]))
+    parts = [logits(hf, h).float().log_softmax(-1).gather(-1, y) for h, y in zip(*both, strict=True)]
     return torch.cat(parts)[:, 0]
 
 def answer_logprobs(
