@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from samu.workshop import lm
 from samu.workshop.batching import answer_spans, batches
 from samu.workshop.lm import (FAMILIES, LOOK, anatomy, answer_logprobs, answer_loss, check_config, edit_residual,
                               final_hidden, float32_copies, generate, load_lm, logits, next_tokens, optimizer_step,
@@ -155,6 +156,35 @@ def test_answers_are_scored_as_one_by_one(hf, tok):
     close(log_p, torch.stack(naive))
     assert tokens.tolist() == list(counts)
     close(answer_loss(hf, made), -torch.stack(naive).sum() / sum(counts))
+
+
+def test_what_texts_begin_with_is_read_once(hf, tok, monkeypatch):
+    "As from a chat template: the losses and gradients are those of whole texts."
+    pairs = [(f"{PROMPTS[0]} {p}", a) for p, a in PAIRS]
+    [batch] = batches(tok, answer_spans(pairs))
+    body, own = anatomy(hf).body, list(trained_weights(hf, "all", "all", 1).values())
+    assert batch.shared >= len(tok(PROMPTS[0])["input_ids"]) - 1
+
+    def loss_and_gradients():
+        read = []
+        handle = body.register_forward_pre_hook(
+            lambda m, a, k: read.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+        hf.requires_grad_(True)
+        with torch.enable_grad():
+            loss = answer_loss(hf, [batch])
+            found = torch.autograd.grad(loss, own)
+        handle.remove()
+        hf.requires_grad_(False)
+        return read, loss.detach(), found
+    whole = loss_and_gradients()
+    assert whole[0] == [(len(pairs), batch.ids.shape[1] - 1)]
+    monkeypatch.setattr(lm, "SMALL", 0)
+    monkeypatch.setattr(lm, "SPARED", 1)
+    read, loss, found = loss_and_gradients()
+    assert read == [(1, batch.shared), (len(pairs), batch.ids.shape[1] - 1 - batch.shared)]
+    close(loss, whole[1])
+    for ours, theirs in zip(found, whole[2], strict=True):
+        close(ours, theirs)
 
 
 def test_generate_equals_hf_generate(hf, tok):

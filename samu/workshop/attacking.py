@@ -19,8 +19,7 @@ import pandas as pd, torch
 from torch import Tensor
 from typing import Any
 from samu.workshop.batching import Pair, answer_spans, batches, width
-from samu.workshop.lm import (PLACES_AT_ONCE, anatomy, answer_edited, cached, logits, name_stacks, new_cache,
-    trained_weights, weights_kept)
+from samu.workshop.lm import answer_edited, answer_logprobs, name_stacks, trained_weights, weights_kept
 from samu.workshop.measuring import Measurement
 from samu.workshop.registry import metric
 from samu.workshop.relearning import (
@@ -162,24 +161,9 @@ def scored_answers(
     prompt: str,
     answers: Sequence[str],  # at least two different ones
 ) -> Tensor:                 # [answers]
-    "Log-probability of each whole answer to one prompt. What the texts have in common is read once."
-    [b] = batches(exp.tokenizer, answer_spans([(prompt, a) for a in answers]), batch_tokens=2**30,
-                  device=exp.device)
-    same, n = (b.ids == b.ids[:1]).all(0).long().cumprod(0).sum(), len(answers)
-    k, body = min(int(same), int(b.position.min())), anatomy(exp.model).body
-    before = cached(exp.model, cache := new_cache(exp.model))
-    hidden = body(input_ids=b.ids[:1, :k], **before).last_hidden_state[:, -1:].expand(n, -1, -1)
-    if b.ids.shape[1] > k + 1:
-        cache.batch_repeat_interleave(n)
-        more = body(input_ids=b.ids[:, k:-1], **before).last_hidden_state
-        hidden = torch.cat([hidden, more], 1)
-    first, log_p = b.position == k, torch.zeros(len(b.item), device=b.ids.device)
-    ids, after = b.pick(b.ids), hidden[b.batch_index, b.position - k]
-    log_p[first] = logits(exp.model, hidden[0, 0]).float().log_softmax(-1)[ids[first]]
-    for part in (~first).nonzero()[:, 0].split(PLACES_AT_ONCE):
-        said = logits(exp.model, after[part]).float().log_softmax(-1)
-        log_p[part] = said.gather(-1, ids[part, None])[:, 0]
-    return torch.zeros(n, device=log_p.device).index_add(0, b.item, log_p)
+    "Log-probability of each whole answer to one prompt."
+    made = batches(exp.tokenizer, answer_spans((prompt, a) for a in answers), device=exp.device)
+    return answer_logprobs(exp.model, made, len(answers))[0]
 
 # %% ../../nbs/workshop/attacking.ipynb #9c51cca9
 def truth_place(

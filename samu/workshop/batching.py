@@ -10,6 +10,7 @@ __all__ = ['Tokens', 'AFTER_FIRST', 'Pair', 'LEAST', 'encode', 'pad_id', 'left_p
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Any
 import torch
 from torch import Tensor
@@ -104,10 +105,11 @@ class Batch:
     from_end: Tensor     # [places], 0 = the last token of its span, 1 = the one before, ...
     text_index: Tensor   # [texts], number of each text in the list of spans that was given
     frozen: Tensor | None = None  # [places, d_model], what the frozen model computed here, if a loss needs it
+    shared: int = 0      # tokens at the beginning that are the same in all texts
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on another device."
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -149,7 +151,8 @@ def _pad(rows: Sequence[tuple[list[int], int, int, int, int]], pad: int) -> Batc
     mask = torch.arange(longest) < torch.tensor([len(r[0]) for r in rows])[:, None]
     places = [(i, p, r[3], r[2] - 1 - p) for i, r in enumerate(rows) for p in range(r[1], r[2])]
     index, position, item, from_end = torch.tensor(places).T.contiguous()
-    return Batch(ids, mask, index, position, item, from_end, torch.tensor([r[4] for r in rows]))
+    texts, shared = torch.tensor([r[4] for r in rows]), len(commonprefix([r[0] for r in rows]))
+    return Batch(ids, mask, index, position, item, from_end, texts, shared=shared)
 
 # %% ../../nbs/workshop/batching.ipynb #3917f482
 def _places(span: Span, tokens: Tokens) -> tuple[int, int]:
