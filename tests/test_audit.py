@@ -294,6 +294,29 @@ def test_no_picture_is_fatal(run, quick, tmp_path, monkeypatch):
     assert ValueError in CANNOT_DRAW and KeyboardInterrupt not in CANNOT_DRAW
 
 
+@pytest.mark.parametrize(
+    ("claims", "now", "advice"),
+    [
+        (dict(recall_left=HOLDS), 0.4, []),
+        (dict(recall_left=FAILS), 0.4, ["Where facts are still given"]),
+        (dict(recall_left=FAILS), 0.0, ["Where facts are given less often"]),
+        (dict(prior_gap=FAILS, relearn_area=FAILS), 0.4, ["Where facts are still given", "Where facts come back"]),
+        (dict(attack_excess=SILENT), 0.4, ["Where there were not enough questions"]),
+        (dict(retain_ratio=FAILS), 0.4, ["Where something changed"]),
+    ],
+)
+def test_the_page_says_what_can_be_done(claims, now, advice):
+    "What failed decides, and whether the facts are said less often than about an unknown name."
+    rest = dict(value=0.5, original=1.0, n=None, low=None, high=None, good="", power=None, why="not enough names")
+    made = [rest | dict(metric=m, verdict=v, about_target=m != "retain_ratio") for m, v in claims.items()]
+    recall = dict(now=now, original=1.0, prior=0.1, low=0.0, high=0.1)
+    person = dict(target="Ada", attributes=[], claims=made, counts={}, recall=recall, scope={"families": []})
+    html = page(dict(people=[person | dict(outcome="forgotten")], config={}), [{}])
+    lines = re.findall("<li>(.*?)</li>", html.split("What can be done")[1].split("<h2>")[0])
+    assert len(lines) == len(advice) + 1 and "audit the new file" in lines[-1]
+    assert all(line.startswith(a) for line, a in zip(lines, advice, strict=False))
+
+
 def test_names_are_drawn_literally():
     "Dollar signs, and letters that no font has."
     frame = pd.DataFrame(dict(x=[0.0, 1, 2], y=[0.0, 1, 2], group=["known", "unknown", "original"]))
