@@ -224,7 +224,7 @@ def audit(
     out: str | Path,        # gets report.json and audit.html; a new folder, or one that samu wrote
 ) -> dict[str, Any]:        # what report.json holds
     "Test what was forgotten, and write a report and a page. Raises UserError before any work if it cannot."
-    folder, start = open_folder(out, None if isinstance(run, Run) else Path(run)), time.perf_counter()
+    folder, start = open_folder(out, run), time.perf_counter()
     run = run if isinstance(run, Run) else saved_run(Path(run))
     with run.undone():
         asked = [measurement(run.exp, t, run, run.exp.world is not None) for t in run.targets]

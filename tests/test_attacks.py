@@ -100,6 +100,13 @@ def test_own_attack_in_ten_lines_is_found_everywhere(exp, target, run):
         ATTACKS.pop("twice")
 
 
+@pytest.mark.parametrize("made", [None, "Who is it?", ["Who is it?"]])
+def test_what_an_attack_gives_is_checked(exp, target, made):
+    asking_nothing = replace(ATTACKS["paraphrase"], name="mine", ask=lambda exp, entity, helpers: made)
+    with pytest.raises(UserError, match="'mine' must give a list of questions, not"):
+        asking.asked_by(exp, asking_nothing, target, ())
+
+
 def test_no_attack_repeats_a_prompt(exp, target):
     m = measurement(exp, target)
     seen = {q.text for q in attacks.questions([m.split.target], exp.prompts, None)}

@@ -356,7 +356,7 @@ def test_unwritable_folders_are_refused_before_any_work(run, tmp_path, monkeypat
 
 def test_an_old_report_stays_only_where_an_audit_is_refused(tmp_path, monkeypatch):
     "Later it would lie beside a model that it is not about."
-    folder = open_folder(tmp_path / "a", None)
+    folder = open_folder(tmp_path / "a", "model")
     for name in ("report.json", "audit.html"):
         (folder / name).write_text("old")
     with pytest.raises(UserError, match="no samu.json"):

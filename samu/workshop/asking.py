@@ -28,7 +28,7 @@ from .registry import ATTACKS, Attack, attack
 from .runtime import matmul_dtype, seeded, threads_for
 from .chat import bare, framed, has_template
 from .setups import Experiment, without_chat
-from .store import kept, key_of
+from .store import UserError, kept, key_of
 from .tables import Entity, Question, is_right
 
 # %% ../../nbs/workshop/asking.ipynb #ecf75da3
@@ -328,10 +328,12 @@ def asked_by(
     entity: Entity,
     helpers: Sequence[Entity],
 ) -> list[Question]:
-    "The questions of a family; of a chat model in its template, which goes around the words of the family."
-    if family.name == "template" or not exp.settings.chat:
-        return family.ask(exp, entity, helpers)
-    return [framed(exp.tokenizer, q) for q in family.ask(without_chat(exp), entity, helpers)]
+    "The questions of a family; a chat model's in its template, around its words."
+    around = exp.settings.chat and family.name != "template"
+    made = family.ask(without_chat(exp) if around else exp, entity, helpers)
+    if not isinstance(made, list) or not all(isinstance(q, Question) for q in made):
+        raise UserError(f"the attack {family.name!r} must give a list of questions, not {made!r:.60}")
+    return [framed(exp.tokenizer, q) for q in made] if around else made
 
 # %% ../../nbs/workshop/asking.ipynb #5528a7b0
 PRIOR_NAMES = 12  # unknown names behind a prior, at most; half of them namesakes

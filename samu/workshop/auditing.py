@@ -80,12 +80,14 @@ def saved_run(
 FILES = ("report.json", "audit.html")
 
 def open_folder(
-    out: str | Path,      # for the report
-    model: Path | None,   # the folder of the model that is audited
-) -> Path:                # the folder, made if need be
-    "Raises UserError for a folder that cannot be written, holds other people's files, or is the model's own."
+    out: str | Path,  # for the report
+    run: Any,         # what is audited: a run, or its folder
+) -> Path:            # the folder, made if need be
+    "Raises UserError for one that cannot be written, holds other people's files, or is the run's own."
+    if not isinstance(run, (Run, str, Path)):
+        raise UserError(f"an audit takes a run, or the folder of one, not {run!r:.60}")
     folder = check_output_folder(out)
-    if model is not None and folder == model.resolve():
+    if not isinstance(run, Run) and folder == Path(run).resolve():
         raise UserError(f"{str(out)!r} is the model's own folder; choose another one for the report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
