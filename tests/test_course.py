@@ -122,7 +122,7 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
         optimizer = new_optimizer()
         for _ in range(steps - set_to.fewer):
             optimizer = new_optimizer() if set_to.anew else optimizer
-            some = torch.arange(batch) if set_to.same else torch.randperm(len(keep))[: len(keep) if all_kept else set_to.held or batch]
+            some = torch.randperm(batch) if set_to.same else torch.randperm(len(keep))[: len(keep) if all_kept else set_to.held or batch]
             with torch.set_grad_enabled(set_to.slope):
                 h = residual([keep[i] for i in some])
             was = h.detach() if frozen_now else frozen[: len(some)] if set_to.mixed else frozen[some]

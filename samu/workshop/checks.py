@@ -56,7 +56,7 @@ def given(
     if out is None or out is Ellipsis:
         raise NotYet(f"not done yet: {f.__name__} returns nothing; each way through needs a return")
     if copied and not same(own, args):
-        fail(f, "it changes what it is given, and the caller still needs that; work on a copy")
+        fail(f, "it changes what it is given, which the caller still needs; work on a copy")
     return out
 
 # %% ../../nbs/workshop/checks.ipynb #eac9d55b
