@@ -7,6 +7,8 @@ from samu.entities import questions
 from samu.workshop import chat, setups
 from samu.workshop.batching import batches, encode, name_spans
 from samu.workshop.lm import generate
+from samu.workshop.loop import held_names
+from samu.workshop.planning import empty_task
 from samu.workshop.registry import UserError
 from samu.workshop.runtime import matmul_dtype
 
@@ -46,6 +48,24 @@ def test_every_family(folder):
     replies = exp.ask(asked)
     with matmul_dtype(exp.model):  # as `ask` multiplies on this machine
         assert replies == generate(exp.model, exp.tokenizer, [q.text for q in asked], 40)
+
+
+def test_half_of_what_is_held_are_names(folder):
+    "Replies are long: in retained texts alone, names would hardly count."
+    exp = setups.load(str(folder))
+    asked = questions(exp.entities[:4], exp.prompts, "loss")
+    named = held_names(exp, [*(q.text for q in asked), "[user] hello [end]"], 400)
+    begun = dict.fromkeys(q.text[:q.stop] for q in asked)
+    texts = [exp.tokenizer.decode(row[mask]) for b in named for row, mask in zip(b.ids, b.mask, strict=True)]
+    assert len(texts) == len(begun) and all(any(q.name in t for q in asked) and "[end]" not in t for t in texts)
+    for b in named:
+        for row, mask, text in zip(b.ids, b.mask, range(len(b)), strict=True):
+            places = b.position[b.batch_index == text]
+            assert places[-1] == mask.sum() - 1 and exp.tokenizer.decode(row[places]).strip() in list(begun)[
+                int(b.text_index[text])]
+    task = empty_task(copy.copy(exp), [exp.entities[0].name], exp.settings.loop)
+    whole = [bool((b.from_end >= 8).any()) for b in task.retain]  # no name is so long
+    assert 0.4 <= whole.count(False) / len(whole) <= 0.6
 
 
 def test_a_template_that_cannot_be_used_is_one_sentence():

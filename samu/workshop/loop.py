@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LEAST', 'MOST', 'ASKED_TEXTS', 'LOGITS', 'PLACES', 'load_methods', 'method_named', 'one_number', 'loss_of',
            'check_number', 'configure', 'copies', 'Trainer', 'start_trainer', 'training', 'SiteReader', 'Task',
-           'task_of', 'refuse_above_site', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key', 'run_once']
+           'held_names', 'task_of', 'refuse_above_site', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key',
+           'run_once']
 
 # %% ../../nbs/workshop/loop.ipynb #9e551f47
 import json, math, random
@@ -22,7 +23,7 @@ from .registry import METHOD_CHAPTERS, METHODS, OBJECTIVES, RETAIN, Method, near
 from .store import UserError, digest, kept, key_of, samu_version, tensors_hash, versions
 from .runtime import Timer
 from .tables import Entity, Question
-from .batching import Batch, Pair, answer_spans, batches, encode, joined, text_spans
+from .batching import Batch, Pair, Span, answer_spans, batches, encode, joined, text_spans
 from .chat import around_request
 from .lm import adapter_files, add_lora, anatomy, answer_logprobs, check_output_folder
 from .lm import (
@@ -244,6 +245,20 @@ class Task:
         return [rng.sample(self.pool, n) for _ in range(self.config.steps)]
 
 # %% ../../nbs/workshop/loop.ipynb #c0dd7fe9
+def held_names(
+    exp: Experiment, prompts: Sequence[str], batch_tokens: int,
+) -> list[Batch]:  # each text is cut after its name
+    "The names in prompts."
+    parts = [p.text.split("{name}") for p in exp.prompts if p.split == "loss"]
+    starts: dict[str, int] = {}  # text up to the end of the name -> where the name begins
+    for text in prompts:
+        fits = [(len(text) - len(a + b), len(a)) for a, b in parts if text.startswith(a) and text.endswith(b)]
+        if fits:
+            width, start = min(fits)
+            starts[text[:start + width]] = start
+    spans = [Span(text, start, len(text), i, name=True) for i, (text, start) in enumerate(starts.items())]
+    return batches(exp.tokenizer, spans, batch_tokens=batch_tokens, device=exp.device)
+
 def task_of(
     exp: Experiment, config: LoopConfig, seed: int, aim: Any, parts: Sequence[dict[str, list[Any]]],
     keep: Sequence[Pair], names: Callable[..., Any],
@@ -257,11 +272,13 @@ def task_of(
     answered = answer_spans(pair for pair in keep if pair[1])
     longest = max([64, *(len(ids) for ids, _ in encode(exp.tokenizer, [p.text for p in exp.prompts]))])
     facts = answer_spans((q.text, q.answers[0]) for q in fields["asked"])
+    retain = batches(exp.tokenizer, texts, batch_tokens=size, truncate=True, device=exp.device,
+                     max_tokens=longest + 32 + exp.settings.reply_tokens * exp.settings.chat)
+    named = held_names(exp, [prompt for prompt, _ in keep], size) if exp.settings.chat else []
     return Task(
         exp, config, seed, aim, **fields, read=SiteReader(exp, config), names=names,
         answers=batches(exp.tokenizer, facts, device=exp.device),
-        retain=batches(exp.tokenizer, texts, batch_tokens=size, truncate=True, device=exp.device,
-                       max_tokens=longest + 32 + exp.settings.reply_tokens * exp.settings.chat),
+        retain=retain + named * round(len(retain) / max(1, len(named))),
         retain_answers=batches(exp.tokenizer, answered, batch_tokens=size, device=exp.device))
 
 # %% ../../nbs/workshop/loop.ipynb #f9234a08
