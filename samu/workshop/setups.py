@@ -409,7 +409,9 @@ def with_chat(
 ) -> Experiment:
     "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
     prompts = chat_prompts(exp.tokenizer, exp.prompts)
-    return replace(exp, prompts=prompts, settings=replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True))
+    loop = replace(exp.settings.loop, steps=100, retain_weight=100.0)  # chosen on one person: chapter 12
+    settings = replace(exp.settings, reply_tokens=REPLY_TOKENS, chat=True, loop=loop)
+    return replace(exp, prompts=prompts, settings=settings)
 
 def shown_text(exp: Experiment, text: str) -> str:
     "A prompt for readers: without the chat template."
