@@ -404,7 +404,7 @@ def tokens_for(
     return max(Settings.reply_tokens, min(REPLY_TOKENS, max(lengths, default=0)))
 
 # %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
-CHAT_LOOP = dict(steps=100, lr=5e-4, retain_weight=60.0, weights="mlp")  # chosen on one person: chapter 12
+CHAT_LOOP: dict[str, Any] = dict(steps=100, lr=5e-4, retain_weight=60.0, weights="mlp")  # chapter 12
 
 def with_chat(
     exp: Experiment,  # of a model that was trained on requests
