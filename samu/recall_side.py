@@ -7,7 +7,7 @@ __all__ = ['Injection', 'injections_for', 'recall_loss', 'site_and_final', 'site
 
 # %% ../nbs/09_recall_side.ipynb #c14c6272
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from .workshop.batching import Batch, Span, batches, joined
@@ -23,7 +23,7 @@ from .forgetting import Aim, match, triplet
 class Injection:
     "A batch of the target's questions with answers, and what to put in the place of the name's residuals."
     batch: Batch     # with the places of the answers
-    at_name: Tensor  # [texts, tokens, 1], whether a token belongs to the name
+    at_name: Tensor  # [texts, tokens but the last, 1], whether a token belongs to the name
     own: Tensor      # [texts, tokens, d_model], the frozen model's residuals at the site
     noise: Tensor    # [copies, texts, tokens, d_model]; each step takes the next copy
 
@@ -43,7 +43,8 @@ def injections_for(task: Task) -> list[Injection]:  # one for each batch of answ
         own = residuals(exp.model, answers.ids, exp.layer)
         size = 0.5 * torch.rand(32, len(answers), 1, 1, generator=draw)
         noise = (size * torch.randn(32, *own.shape, generator=draw)).to(exp.device) * task.aim.scale.sqrt()
-        out.append(Injection(answers, at_name, own, noise.to(own.dtype)))
+        edit = (x[..., :-1, :] for x in (at_name, own, noise.to(own.dtype)))
+        out.append(Injection(replace(answers, shared=0), *edit))  # whole texts, as the edit needs
     return out
 
 # %% ../nbs/09_recall_side.ipynb #bf4a2db7
