@@ -7,8 +7,8 @@ from samu.entities import questions
 from samu.workshop import chat, setups
 from samu.workshop.batching import batches, encode, name_spans
 from samu.workshop.lm import generate
-from samu.workshop.loop import held_names
-from samu.workshop.planning import empty_task
+from samu.workshop.loop import SiteReader, held_names
+from samu.workshop.planning import empty_task, sketch
 from samu.workshop.registry import UserError
 from samu.workshop.runtime import matmul_dtype
 
@@ -66,6 +66,20 @@ def test_half_of_what_is_held_are_names(folder):
     task = empty_task(copy.copy(exp), [exp.entities[0].name], exp.settings.loop)
     whole = [bool((b.from_end >= 8).any()) for b in task.retain]  # no name is so long
     assert 0.4 <= whole.count(False) / len(whole) <= 0.6
+
+
+def test_a_plan_is_that_of_the_chat_model(folder):
+    "Its prompts, its replies and its own settings; it was planned as a model that continues texts."
+    planned, loaded = sketch(str(folder)), setups.load(str(folder))
+    assert planned.settings == loaded.settings and planned.settings.loop.steps == 100
+    assert [p.text for p in planned.prompts] == [p.text for p in loaded.prompts]
+
+
+def test_few_bits_leave_what_a_chat_model_trains_in_full(folder):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed; pip install bitsandbytes")
+    exp = setups.load(str(folder), device="cpu", dtype="float32", frozen_bits=8)
+    assert exp.frozen_bits == 8
+    assert exp.settings.chat and SiteReader(exp, exp.settings.loop).first <= exp.layer  # or UserError
 
 
 def test_a_template_that_cannot_be_used_is_one_sentence():
