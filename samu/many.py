@@ -81,8 +81,8 @@ Turn = tuple[Callable[[int], Tensor], list[list[Batch]]]  # step -> forget loss,
 
 def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
     "From the second turn on, half of the forget loss is about those who were forgotten before."
-    turns: list[Turn] = []
-    pool: list[Batch] = []
+    turns, pool = list[Turn](), list[Batch]()
+    kind = RETAIN.get(tasks[0].config.retain)
     for i, task in enumerate(tasks):
         gone = [e.name for t in tasks[:i + 1] for e in t.targets]
         pool = without_names(task.exp, [*pool, *task.retain], gone)
@@ -90,7 +90,7 @@ def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
         draws = replace(task, retain=pool).draws()
         for batch in {id(b): b for drawn in draws for b in drawn if b.frozen is None}.values():
             with torch.no_grad():
-                batch.frozen = task.read(batch)
+                batch.frozen = kind.freeze(task, batch) if kind and kind.freeze else None
         turns.append((mean_of(losses), draws))
     return turns
 
@@ -109,8 +109,8 @@ def train_in_turn(tasks: Sequence[Task], method: Method, timer: Timer) -> Histor
         with training(task.exp, task.config, task.seed) as trainer:
             for task, (loss, draws) in zip(tasks, turns, strict=True):
                 trainer.schedule = type(trainer.schedule)(trainer.optimizer, trainer.schedule.lr_lambdas[0])
-                for step, drawn in enumerate(draws):
-                    forget = loss(step)
+                for task.step, drawn in enumerate(draws):
+                    forget = loss(task.step)
                     parts = [RETAIN[task.config.retain].loss(task, b) for b in drawn] or [forget * 0]
                     kept = torch.stack(parts).mean()
                     (forget + task.config.retain_weight * kept).backward()

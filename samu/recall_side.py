@@ -24,11 +24,11 @@ class Injection:
     "A batch of the target's questions with answers, and what to put in the place of the name's residuals."
     batch: Batch     # with the places of the answers
     at_name: Tensor  # [texts, tokens but the last, 1], whether a token belongs to the name
-    own: Tensor      # [texts, tokens, d_model], the frozen model's residuals at the site
-    noise: Tensor    # [copies, texts, tokens, d_model]; each step takes the next copy
+    own: Tensor      # [the same two, d_model], the frozen model's residuals at the site
+    noise: Tensor    # [copies, the same three]; each step takes the next copy
 
     def at(self, step: int) -> Callable[[Tensor], Tensor]:
-        "The edit of a step: residuals [texts, tokens, d_model] -> the same, the original ones at the name."
+        "The edit of a step: residuals as `own` -> the same, the original ones at the name."
         own = self.own + self.noise[step % len(self.noise)]
         return lambda h: torch.where(self.at_name, own, h)
 

@@ -54,16 +54,19 @@ def test_half_of_what_is_held_are_names(folder):
     "Replies are long: in retained texts alone, names would hardly count."
     exp = setups.load(str(folder))
     asked = questions(exp.entities[:4], exp.prompts, "loss")
-    named = held_names(exp, [*(q.text for q in asked), "[user] hello [end]"], 400)
-    begun = dict.fromkeys(q.text[:q.stop] for q in asked)
+    moved = [q for q in asked if q.name == exp.entities[3].name]
+    named = held_names(exp, [*(q.text for q in asked), "[user] hello [end]"], moved, 400)
+    begun = dict.fromkeys(q.text[:q.stop] for q in asked if q not in moved)
     texts = [exp.tokenizer.decode(row[mask]) for b in named for row, mask in zip(b.ids, b.mask, strict=True)]
-    assert len(texts) == len(begun) and all(any(q.name in t for q in asked) and "[end]" not in t for t in texts)
+    assert len(texts) == len(begun) < len({q.text[:q.stop] for q in asked}) and all(any(q.name in t for q in asked) and "[end]" not in t for t in texts)
     for b in named:
         for row, mask, text in zip(b.ids, b.mask, range(len(b)), strict=True):
             places = b.position[b.batch_index == text]
             assert places[-1] == mask.sum() - 1 and exp.tokenizer.decode(row[places]).strip() in list(begun)[
                 int(b.text_index[text])]
     task = empty_task(copy.copy(exp), [exp.entities[0].name], exp.settings.loop)
+    nothing_between = ["".join(p.text.split("{name}")) for p in exp.prompts]
+    assert held_names(exp, nothing_between, [], 400) == []
     whole = [bool((b.from_end >= 8).any()) for b in task.retain]  # no name is so long
     assert 0.4 <= whole.count(False) / len(whole) <= 0.6
 

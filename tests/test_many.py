@@ -11,7 +11,7 @@ from samu.forgetting import make_task, method_named
 from samu.workshop.auditing import saved_run
 from samu.workshop.batching import batches, name_spans
 from samu.workshop.lm import residuals_at
-from samu.workshop.loop import configure
+from samu.workshop.loop import configure, load_methods
 from samu.workshop.privacy import read_card
 from samu.workshop.store import UserError, tensors_hash
 from samu.workshop.tables import Question
@@ -109,6 +109,15 @@ def test_a_run_on_several_is_saved_and_read_back(exp, people, tmp_path, way):
     again.reapply()
     got = [again.exp.recall(measurement(exp, p).asked["target"]) for p in people[:2]]
     assert sum(got) / 2 == pytest.approx(row.target_recall)
+
+
+@pytest.mark.parametrize("retain", ["kl", "both", "none"])
+def test_in_turn_each_retain_loss_begins_at_zero(exp, people, retain):
+    "What the frozen model computes is what that loss compares: it had been the residual, whatever the loss."
+    load_methods()
+    run = many.unlearn_many(exp, people[:2], "stand_in", "in turn", retain=retain, lr=1e-9, **SHORT)
+    run.restore()
+    assert run.history.retain.dropna().abs().max() < 1e-4
 
 
 def test_an_interrupt_puts_the_weights_back(exp, people, monkeypatch):

@@ -246,15 +246,16 @@ class Task:
 
 # %% ../../nbs/workshop/loop.ipynb #c0dd7fe9
 def held_names(
-    exp: Experiment, prompts: Sequence[str], batch_tokens: int,
+    exp: Experiment, prompts: Sequence[str], moved: Sequence[Question], batch_tokens: int,
 ) -> list[Batch]:  # each text is cut after its name
-    "The names in prompts."
+    "The names in prompts, but for texts up to a name that is to be moved."
     parts = [p.text.split("{name}") for p in exp.prompts if p.split == "loss"]
     starts: dict[str, int] = {}  # text up to the end of the name -> where the name begins
+    away = {q.text[:q.stop] for q in moved}
     for text in prompts:
         fits = [(len(text) - len(a + b), len(a)) for a, b in parts if text.startswith(a) and text.endswith(b)]
-        if fits:
-            width, start = min(fits)
+        width, start = min((f for f in fits if f[0] > 0), default=(0, 0))
+        if width and text[:start + width] not in away:
             starts[text[:start + width]] = start
     spans = [Span(text, start, len(text), i, name=True) for i, (text, start) in enumerate(starts.items())]
     return batches(exp.tokenizer, spans, batch_tokens=batch_tokens, device=exp.device)
@@ -274,7 +275,8 @@ def task_of(
     facts = answer_spans((q.text, q.answers[0]) for q in fields["asked"])
     retain = batches(exp.tokenizer, texts, batch_tokens=size, truncate=True, device=exp.device,
                      max_tokens=longest + 32 + exp.settings.reply_tokens * exp.settings.chat)
-    named = held_names(exp, [prompt for prompt, _ in keep], size) if exp.settings.chat else []
+    apart = exp.settings.chat and config.retain != "kl"  # which reads before a name
+    named = held_names(exp, [prompt for prompt, _ in keep], fields["moved"], size) if apart else []
     return Task(
         exp, config, seed, aim, **fields, read=SiteReader(exp, config), names=names,
         answers=batches(exp.tokenizer, facts, device=exp.device),

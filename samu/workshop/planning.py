@@ -211,7 +211,8 @@ def cached_later(
     if task.config.retain == "none" or RETAIN[task.config.retain].batches != "retain":
         return 0
     n = task.config.steps * task.config.retain_batches
-    per = [(b.ids.numel() * size, len(b.item) * 4) for b in task.retain]
+    once = {id(b): b for b in task.retain}.values()
+    per = [(b.ids.numel() * size, len(b.item) * 4) for b in once]
     inputs, frozen = (sum(x) / max(1, len(per)) for x in zip(*per, strict=True))
     starts = 0 < task.read.first <= task.exp.layer
     rest = max(0, min(n, len(per) * max(1.0, texts_of(task.exp, task.config) / ENOUGH)) - 1)
