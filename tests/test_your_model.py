@@ -246,10 +246,13 @@ def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     framed = ["[user]" in q.text for q in task.moved]
     assert sum(framed) == len(framed) / 2  # inside the template and outside
     held = list(held_in_place(exp.tokenizer, task.retain))
-    requests = [(text, read) for text, read in held if "[user]" in text]
-    assert 0 < len(requests) < len(held)
+    requests = [(text, read) for text, read in held if "[assistant]" in text]
+    named = [(text, read) for text, read in held if "[user]" in text and "[assistant]" not in text]
+    assert 0 < len(requests) < len(held) and named
     for text, read in requests:  # with the model's own reply, and without what stands before the request
         assert text.endswith("[assistant] nothing.") and "[user]" not in read and text.endswith(read)
+    for text, read in named:  # cut after a name, and only the name is held
+        assert text.endswith(read) and len(read.split()) == 2 and read.strip() != NAME
     folder = run.save(tmp_path / "out" / "model")
     ids = torch.tensor([exp.tokenizer(exp.prompts[0].text)["input_ids"]])
     plain = AutoModelForCausalLM.from_pretrained(folder)
