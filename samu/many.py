@@ -13,8 +13,8 @@ from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .workshop.batching import Batch, answer_spans, batches
-from samu.workshop.loop import (History, Run, Task, configure, joined_activations, loss_of, run_key, run_once,
-    training)
+from .workshop.loop import (History, Run, Task, configure, freeze_drawn, joined_activations, loss_of,
+    run_key, run_once, training)
 from .workshop.registry import RETAIN, Method, several, whole
 from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import sae_digest
@@ -82,15 +82,12 @@ Turn = tuple[Callable[[int], Tensor], list[list[Batch]]]  # step -> forget loss,
 def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
     "From the second turn on, half of the forget loss is about those who were forgotten before."
     turns, pool = list[Turn](), list[Batch]()
-    kind = RETAIN.get(tasks[0].config.retain)
     for i, task in enumerate(tasks):
         gone = [e.name for t in tasks[:i + 1] for e in t.targets]
         pool = without_names(task.exp, [*pool, *task.retain], gone)
         losses = [loss_of(t, method) for t in ([task, together(tasks[:i])] if i else [task])]
         draws = replace(task, retain=pool).draws()
-        for batch in {id(b): b for drawn in draws for b in drawn if b.frozen is None}.values():
-            with torch.no_grad():
-                batch.frozen = kind.freeze(task, batch) if kind and kind.freeze else None
+        freeze_drawn(task, [[b for b in drawn if b.frozen is None] for drawn in draws])
         turns.append((mean_of(losses), draws))
     return turns
 

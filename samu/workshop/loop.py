@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEAST', 'MOST', 'ASKED_TEXTS', 'LOGITS', 'PLACES', 'load_methods', 'method_named', 'one_number', 'loss_of',
            'check_number', 'configure', 'copies', 'Trainer', 'start_trainer', 'training', 'SiteReader', 'Task',
-           'held_names', 'task_of', 'refuse_above_site', 'prepared', 'kl_at_some', 'History', 'Run', 'run_key',
-           'run_once']
+           'held_names', 'task_of', 'refuse_above_site', 'freeze_drawn', 'prepared', 'kl_at_some', 'History', 'Run',
+           'run_key', 'run_once']
 
 # %% ../../nbs/workshop/loop.ipynb #9e551f47
 import json, math, random
@@ -292,14 +292,19 @@ def refuse_above_site(exp: Experiment, method: Method, config: LoopConfig) -> No
                         f"{first}; train blocks up to {exp.layer}, or choose a later layer")
 
 @torch.no_grad()
+def freeze_drawn(task: Task, draws: Sequence[Sequence[Batch]]) -> None:
+    "What the frozen model computes for the retain loss, in each batch that is drawn."
+    kind = RETAIN.get(task.config.retain)
+    for batch in {id(b): b for drawn in draws for b in drawn}.values():
+        batch.frozen = kind.freeze(task, batch) if kind and kind.freeze else None
+
+@torch.no_grad()
 def prepared(task: Task, method: Method) -> tuple[Callable[[int], Tensor], list[list[Batch]]]:
     "What must be known of the model before it is trained."
     refuse_above_site(task.exp, method, task.config)
     draws = task.draws()
-    freeze = RETAIN[task.config.retain].freeze if draws[0] else None
     loss = loss_of(task, method)
-    for batch in {id(b): b for drawn in draws for b in drawn}.values():
-        batch.frozen = freeze(task, batch) if freeze else None
+    freeze_drawn(task, draws)
     return loss, draws
 
 # %% ../../nbs/workshop/loop.ipynb #bf8bda06

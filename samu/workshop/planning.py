@@ -38,8 +38,8 @@ from .setups import (Added, Experiment, LoopConfig, People, at_layer, load, midd
 from .tables import ordinary_prose
 from .targets import (FrozenActivations, hold_out_phrasing, in_own_words, in_passing,
                                    texts_to_keep)
-from .loop import (Task, Trainer, configure, copies, method_named, prepared, task_of,
-                                training)
+from .loop import (Task, Trainer, configure, copies, freeze_drawn, method_named, prepared,
+                                task_of, training)
 
 # %% ../../nbs/workshop/planning.ipynb #504e52af
 class MemoryTracker(TorchDispatchMode):
@@ -154,12 +154,11 @@ def before_training(
 ) -> tuple[Any, list[Any]]:  # the loss, and the retained batches of a step
     "What the frozen model computes before the first step."
     loss, _ = prepared(replace(task, config=replace(task.config, retain_batches=0)), method)
-    retain, most = RETAIN.get(task.config.retain), min(1, task.config.retain_batches)
+    most = min(1, task.config.retain_batches)
     drawn = sorted(task.pool, key=lambda b: -b.ids.numel())[:most]  # a step reads one after the other
     with torch.no_grad():
         task.names_now(task.forget)  # the blocks below the first trained one run once
-    for batch in drawn:
-        batch.frozen = retain.freeze(task, batch) if retain and retain.freeze else None
+    freeze_drawn(task, [drawn])
     return loss, drawn
 
 def first_step(
