@@ -176,9 +176,9 @@ def quizzes() -> dict[str, list[dict[str, Any]]]:  # "00" -> questions: ask, cho
     return json.loads(data_file("quizzes.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/workshop/course.ipynb #9d02d39a
-READING = {"00_one_page": 25, "01_entities": 45, "02_residuals": 50, "03_saes": 45, "04_latents": 65,
-           "05_forgetting": 75, "06_evaluation": 60, "07_baselines": 60, "08_attacks": 60,
-           "09_recall_side": 25, "10_real_people": 45, "11_many": 35, "12_your_model": 50,
+READING = {"00_one_page": 25, "01_entities": 55, "02_residuals": 50, "03_saes": 45, "04_latents": 65,
+           "05_forgetting": 75, "06_evaluation": 60, "07_baselines": 60, "08_attacks": 65,
+           "09_recall_side": 25, "10_real_people": 50, "11_many": 35, "12_your_model": 55,
            "13_command_line": 40, "14_explore": 65, "15_paper_scale": 50}
 
 def syllabus() -> "pd.DataFrame":  # chapter, reading, exercises, exercise_minutes, quiz, hours
