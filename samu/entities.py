@@ -108,7 +108,7 @@ def ask_table(exp: Experiment) -> dict[Question, str]:  # question -> reply
 
 # %% ../nbs/01_entities.ipynb #9bb3510b
 def ask_unknown(exp: Experiment) -> dict[Question, str]:  # question -> reply
-    "Ask about the unknown names; where none of them is called unknown, some attributes only after a hit."
+    "Ask about unknown names; without words for not knowing, about two attributes first."
     every, asked = questions(exp.unknown, few_prompts(exp.prompts, 1, "loss"), "loss"), Counter[str]()
     first = []
     for q in every:
