@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from filelock import Timeout
@@ -272,8 +273,7 @@ def sweep(
         try:
             for _ in range(workers):  # they start while this process prepares
                 ray.remote(import_all).remote(modules)
-            for part in PREPARED:
-                getattr(exp, part)
+            attrgetter(*PREPARED)(exp)
             with live(progress) as show:
                 work = Sweep(ray, file, command, chosen, evaluation.row_of, retries, modules)
                 work.run(exp, progress.jobs, progress, workers, show)
