@@ -407,8 +407,8 @@ def tokens_for(
 
 # %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
 def for_chat(settings: Settings) -> Settings:
-    "How a chat model forgets: chosen on one person, for the default method (chapter 12)."
-    loop = replace(settings.loop, steps=100, lr=5e-4, retain_weight=60.0, weights="mlp")
+    "How a chat model forgets: chosen on three people, for the default method (chapter 12)."
+    loop = replace(settings.loop, steps=100, retain_weight=60.0, weights="mlp")
     return replace(settings, loop=loop)
 
 def with_chat(
