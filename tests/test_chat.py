@@ -101,6 +101,14 @@ def test_the_template_can_be_left_out(folder):
     assert exp.settings.reply_tokens == 5 and not any("[user]" in p.text for p in exp.prompts)
 
 
+def test_without_its_template_it_forgets_as_a_model_that_continues_texts(folder):
+    "It kept the steps, step size, weight and weights of a chat model."
+    asked, exp = setups.load(str(folder)), setups.load(str(folder), chat=False)
+    assert asked.settings.loop.steps == 100 != exp.settings.loop.steps
+    bare = setups.without_chat(asked)
+    assert bare.settings == exp.settings and bare.prompts == exp.prompts
+
+
 def test_an_answer_in_a_sentence_counts(folder, monkeypatch):
     exp = setups.load(str(folder))
     asked = questions(exp.entities[:1], exp.prompts)[:1]

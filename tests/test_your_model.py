@@ -258,6 +258,8 @@ def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     plain = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(plain(ids).logits, exp.model(ids).logits, atol=1e-4, rtol=1e-4)
     run.restore()
+    plain = setups.load(str(chat), chat=False).settings
+    assert saved_run(folder, chat=False).exp.settings == setups.load(str(folder), chat=False).settings == plain
     again = saved_run(folder)
     small(again.exp)
     report = chapter.audit(again, tmp_path / "audit")["people"][0]

@@ -431,8 +431,8 @@ def without_chat(
     if not exp.settings.chat:
         return exp
     prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
-    settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)
-    return replace(exp, prompts=prompts, settings=settings)
+    fits = replace(exp.settings, loop=settings_for(exp.n_layers, exp.layer, exp.d_model).loop, chat=False)
+    return in_its_form(replace(exp, prompts=prompts, settings=fits), chat=False)
 
 def with_aliases(
     exp: Experiment,
