@@ -6,6 +6,7 @@ import tiny
 from samu.entities import questions
 from samu.workshop import chat, setups
 from samu.workshop.batching import batches, encode, name_spans
+from samu.workshop.checking import Check, about_model
 from samu.workshop.lm import generate
 from samu.workshop.loop import SiteReader, held_names
 from samu.workshop.planning import empty_task, sketch
@@ -99,6 +100,10 @@ def test_the_template_can_be_left_out(folder):
     exp = setups.load(str(folder), chat=False)
     assert setups.shown_text(exp, "[user] as it is") == "[user] as it is"
     assert exp.settings.reply_tokens == 5 and not any("[user]" in p.text for p in exp.prompts)
+    planned = sketch(str(folder), chat=False)
+    assert planned.settings == exp.settings and planned.prompts == exp.prompts
+    about_model(exp, check := Check())  # it said yes
+    assert dict(check.facts)["chat template"] == "not used: it continues texts"
 
 
 def test_without_its_template_it_forgets_as_a_model_that_continues_texts(folder):

@@ -339,6 +339,7 @@ def sketch(
     setup: str,                    # a registered setup, a folder, or a hub id
     people: People | Added | None = None,  # a table of your own
     layer: int | None = None,      # the site
+    chat: bool = True,             # False: a chat template is not used
     **options: Any,                # of a registered setup
 ) -> Experiment:                   # its model is of fake tensors, unless the setup is a registered one
     "An experiment to plan with. Raises UserError for what `load` would refuse, as far as it can be seen."
@@ -354,7 +355,7 @@ def sketch(
     settings = settings_for(blocks, middle if layer is None else layer, config.get_text_config().hidden_size)
     exp = Experiment(setup, hf.eval(), tokenizer, middle, entities, prompts, ordinary_prose(), 0, None,
                      settings, "")
-    return at_layer(in_its_form(exp, chat=True), layer)
+    return at_layer(in_its_form(exp, chat), layer)
 
 # %% ../../nbs/workshop/planning.ipynb #d7593fcf
 REACHED = 0.4  # share of a large product's speed that a step reaches
