@@ -4,7 +4,7 @@ import copy
 import pytest
 import tiny
 from samu.entities import questions
-from samu.workshop import chat, setups
+from samu.workshop import chat, lm, setups
 from samu.workshop.batching import batches, encode, name_spans
 from samu.workshop.checking import Check, about_model
 from samu.workshop.lm import generate
@@ -12,6 +12,7 @@ from samu.workshop.loop import SiteReader, held_names
 from samu.workshop.planning import empty_task, sketch
 from samu.workshop.registry import UserError
 from samu.workshop.runtime import matmul_dtype
+from samu.workshop.targets import in_own_words
 
 TEMPLATE = ("{% for m in messages %}{{ '<s>' if loop.first }}[{{ m['role'] }}] {{ m['content'] }} [end]\n"
             "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}")
@@ -112,6 +113,17 @@ def test_without_its_template_it_forgets_as_a_model_that_continues_texts(folder)
     assert asked.settings.loop.steps == 100 != exp.settings.loop.steps
     bare = setups.without_chat(asked)
     assert bare.settings == exp.settings and bare.prompts == exp.prompts
+
+
+def test_asking_for_its_own_replies_shows_a_bar(folder, monkeypatch):
+    "A chat run began with minutes of silence. TQDM_DISABLE holds: what is passed would count more."
+    exp, bars = setups.load(str(folder)), []
+    monkeypatch.setenv("SAMU_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(lm, "tqdm", lambda groups, **options: bars.append(options) or groups)
+    asked = questions(exp.entities[:2], exp.prompts)
+    in_own_words(exp, [(q.text, "x") for q in asked[:2]])
+    exp.ask(asked)
+    assert bars == [dict(desc="own replies", leave=False)]
 
 
 def test_an_answer_in_a_sentence_counts(folder, monkeypatch):
