@@ -5,7 +5,7 @@ import pytest
 import tiny
 from samu.entities import questions
 from samu.workshop import chat, lm, setups
-from samu.workshop.batching import batches, encode, name_spans
+from samu.workshop.batching import Span, answer_spans, batches, encode, joined, name_spans, text_spans
 from samu.workshop.checking import Check, about_model
 from samu.workshop.lm import generate
 from samu.workshop.loop import SiteReader, held_names
@@ -95,6 +95,33 @@ def test_a_template_that_cannot_be_used_is_one_sentence():
         with pytest.raises(UserError, match=says) as error:
             chat.chat_text(tok, "Who?")
         assert "--no-chat" in str(error.value) and "\n" not in str(error.value)
+
+
+ENDS_IN_A_BRACKET = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+                     "{% else %}{{ 'GAP' + m['content'] + '</s>' }}{% endif %}{% endfor %}")
+
+
+@pytest.mark.parametrize("gap", ["", " ", "\n"])
+def test_a_reply_follows_a_request_as_the_template_writes_it(gap):
+    "Mistral has had templates with a space behind [/INST], and others without; each got a space."
+    tok = copy.deepcopy(tiny.tokenizer())
+    tok.chat_template = ENDS_IN_A_BRACKET.replace("GAP", gap)
+    asked = chat.chat_text(tok, "Where is Anna Abbot?")
+    turns = [dict(role="user", content="Where is Anna Abbot?"), dict(role="assistant", content="Paris")]
+    whole = tok.apply_chat_template(turns, tokenize=False)
+    text = joined(asked, "Paris")
+    spans = [*answer_spans([(asked, "Paris")]), Span(text, 16, 26, 1), *text_spans([text], "[INST] ")]
+    read = [tok.decode(b.ids[0, b.position]) for s in spans for b in batches(tok, [s])]
+    assert read[0] == f"{gap}Paris" and read[1].strip() == "Anna Abbot" and f"{read[2]}</s>".lstrip() == whole[7:]
+
+
+@pytest.mark.parametrize("template", ["{{ half", "{{ raise_exception('no system') }}", "hello", "{% for m in messages %}"
+                                      "{{ m['content'] }}{% endfor %}", None])
+def test_a_template_that_says_nothing_of_replies_changes_none(template):
+    tok = copy.deepcopy(tiny.tokenizer())
+    tok.chat_template = template
+    [b] = batches(tok, answer_spans([("Anna is in", "Paris")]))
+    assert tok.decode(b.ids[0], skip_special_tokens=True) == "Anna is in Paris"
 
 
 def test_the_template_can_be_left_out(folder):
