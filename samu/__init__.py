@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .workshop import registry
-from .workshop.registry import METHOD_CHAPTERS, UserError, several
+from .workshop.registry import UserError, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,18 +102,17 @@ def audit(
     return import_module("samu.your_model").audit(run, out)
 
 # %% ../nbs/workshop/api.ipynb #33da33e5
-def _after(register: Callable[_P, _R], *chapters: str) -> Callable[_P, _R]:
+def _after(register: Callable[_P, _R], taken: registry.Registry[Any]) -> Callable[_P, _R]:
     "A registrar that first imports chapters, so that nothing takes the name of what they register."
     @wraps(register)
     def registrar(*args: _P.args, **options: _P.kwargs) -> _R:
-        for chapter in chapters:
-            import_module(f"samu.{chapter}")
+        taken.load()
         return register(*args, **options)
     return registrar
 
-objective = _after(registry.objective, *METHOD_CHAPTERS)
-retain_loss = _after(registry.retain_loss, "forgetting", "recall_side")
-method = _after(registry.method, *METHOD_CHAPTERS)
-metric = _after(registry.metric, "evaluation", "attacks")
-attack = _after(registry.attack, "attacks")
-register_setup = _after(registry.register_setup, "workshop.setups")
+objective = _after(registry.objective, registry.OBJECTIVES)
+retain_loss = _after(registry.retain_loss, registry.RETAIN)
+method = _after(registry.method, registry.METHODS)
+metric = _after(registry.metric, registry.METRICS)
+attack = _after(registry.attack, registry.ATTACKS)
+register_setup = _after(registry.register_setup, registry.SETUPS)

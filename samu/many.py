@@ -15,11 +15,13 @@ from torch import Tensor
 from .workshop.batching import Batch, answer_spans, batches
 from .workshop.loop import (History, Run, Task, configure, freeze_drawn, joined_activations, loss_of,
     run_key, run_once, training)
+from .workshop.privacy import holds
 from .workshop.registry import RETAIN, Method, several, whole
 from .workshop.runtime import Timer, matmul_dtype, threads_for
 from .workshop.sae_files import sae_digest
 from .workshop.setups import Experiment, LoopConfig
 from .workshop.store import UserError
+from .workshop.tables import plain
 from .entities import split_for
 from .forgetting import aim_for, make_task, method_named, train
 
@@ -52,10 +54,10 @@ def one_batch(group: Sequence[Batch]) -> Batch:
 # %% ../nbs/11_many.ipynb #ccd39342
 def without_names(exp: Experiment, pool: Sequence[Batch], names: Sequence[str]) -> list[Batch]:
     "Batches without the texts that mention somebody."
-    out = []
+    out, terms = [], list(map(plain, names))
     for b in pool:
         read = exp.tokenizer.batch_decode(b.ids)
-        stay = torch.tensor([not any(n in text for n in names) for text in read], device=b.ids.device)
+        stay = torch.tensor([not holds(text, terms) for text in read], device=b.ids.device)
         here = stay[b.batch_index]
         if stay.all():
             out.append(b)
@@ -83,7 +85,7 @@ def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
     "From the second turn on, half of the forget loss is about those who were forgotten before."
     turns, pool = list[Turn](), list[Batch]()
     for i, task in enumerate(tasks):
-        gone = [e.name for t in tasks[:i + 1] for e in t.targets]
+        gone = [n for t in tasks[:i + 1] for e in t.targets for n in (e.name, *e.aliases)]
         pool = without_names(task.exp, [*pool, *task.retain], gone)
         losses = [loss_of(t, method) for t in ([task, together(tasks[:i])] if i else [task])]
         draws = replace(task, retain=pool).draws()

@@ -67,7 +67,7 @@ import samu
 def refused(decorate):
     try: decorate(lambda *args: 0)
     except samu.UserError as error: return "already registered" in str(error)
-print([refused(samu.objective(name="triplet")), refused(samu.method("npo")),
+print([refused(samu.retain_loss("squared")), refused(samu.objective(name="triplet")), refused(samu.method("npo")),
        refused(samu.method("two_sided")), refused(samu.metric("target_recall", good="low")),
        refused(samu.attack("paraphrase")),
        refused(samu.retain_loss("answers")), refused(lambda f: samu.register_setup("biographies", f))])
@@ -76,7 +76,7 @@ print([refused(samu.objective(name="triplet")), refused(samu.method("npo")),
 
 def test_names_of_built_in_entries_are_refused_whatever_was_imported():
     done = python(TAKEN)
-    assert done.stdout.strip() == str([True] * 7), done.stderr[-2000:]
+    assert done.stdout.strip() == str([True] * 8), done.stderr[-2000:]
 
 
 ELSEWHERE = """
@@ -101,6 +101,21 @@ NAMED = "from samu.forgetting import method_named; print([method_named(m).name f
 def test_every_method_is_found_without_another_import():
     names = ["npo", "two_sided", "triplet", "triplet+match"]
     assert python(NAMED.format(names=names)).stdout.strip() == str(names)
+
+
+LATE = """
+from samu.forgetting import configure, method_named
+from samu.workshop.registry import ATTACKS, METRICS
+from samu.workshop.setups import Settings
+print([configure(Settings(), method_named("triplet"), dict(retain=name)).retain for name in ("both", "squared")],
+      METRICS.get_or_raise("attack_left").name, ATTACKS.get_or_raise("paraphrase").name)
+"""
+
+
+def test_a_retain_loss_and_a_metric_of_a_later_chapter_are_found_without_another_import():
+    "They were \"no retain loss 'both'\", \"no metric 'attack_left'\", until something had imported their chapters."
+    done = python(LATE)
+    assert done.stdout.strip() == "['both', 'squared'] attack_left paraphrase", done.stderr[-2000:]
 
 
 def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):

@@ -4,13 +4,15 @@ import copy
 import pytest
 import tiny
 from samu.entities import questions
-from samu.workshop import chat, setups
-from samu.workshop.batching import batches, encode, name_spans
+from samu.workshop import chat, lm, setups
+from samu.workshop.batching import Span, answer_spans, batches, encode, joined, name_spans, text_spans
+from samu.workshop.checking import Check, about_model
 from samu.workshop.lm import generate
 from samu.workshop.loop import SiteReader, held_names
 from samu.workshop.planning import empty_task, sketch
 from samu.workshop.registry import UserError
 from samu.workshop.runtime import matmul_dtype
+from samu.workshop.targets import in_own_words
 
 TEMPLATE = ("{% for m in messages %}{{ '<s>' if loop.first }}[{{ m['role'] }}] {{ m['content'] }} [end]\n"
             "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}")
@@ -95,10 +97,60 @@ def test_a_template_that_cannot_be_used_is_one_sentence():
         assert "--no-chat" in str(error.value) and "\n" not in str(error.value)
 
 
+ENDS_IN_A_BRACKET = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+                     "{% else %}{{ 'GAP' + m['content'] + '</s>' }}{% endif %}{% endfor %}")
+
+
+@pytest.mark.parametrize("gap", ["", " ", "\n"])
+def test_a_reply_follows_a_request_as_the_template_writes_it(gap):
+    "Mistral has had templates with a space behind [/INST], and others without; each got a space."
+    tok = copy.deepcopy(tiny.tokenizer())
+    tok.chat_template = ENDS_IN_A_BRACKET.replace("GAP", gap)
+    asked = chat.chat_text(tok, "Where is Anna Abbot?")
+    turns = [dict(role="user", content="Where is Anna Abbot?"), dict(role="assistant", content="Paris")]
+    whole = tok.apply_chat_template(turns, tokenize=False)
+    text = joined(asked, "Paris")
+    spans = [*answer_spans([(asked, "Paris")]), Span(text, 16, 26, 1), *text_spans([text], "[INST] ")]
+    read = [tok.decode(b.ids[0, b.position]) for s in spans for b in batches(tok, [s])]
+    assert read[0] == f"{gap}Paris" and read[1].strip() == "Anna Abbot" and f"{read[2]}</s>".lstrip() == whole[7:]
+
+
+@pytest.mark.parametrize("template", ["{{ half", "{{ raise_exception('no system') }}", "hello", "{% for m in messages %}"
+                                      "{{ m['content'] }}{% endfor %}", None])
+def test_a_template_that_says_nothing_of_replies_changes_none(template):
+    tok = copy.deepcopy(tiny.tokenizer())
+    tok.chat_template = template
+    [b] = batches(tok, answer_spans([("Anna is in", "Paris")]))
+    assert tok.decode(b.ids[0], skip_special_tokens=True) == "Anna is in Paris"
+
+
 def test_the_template_can_be_left_out(folder):
     exp = setups.load(str(folder), chat=False)
     assert setups.shown_text(exp, "[user] as it is") == "[user] as it is"
     assert exp.settings.reply_tokens == 5 and not any("[user]" in p.text for p in exp.prompts)
+    planned = sketch(str(folder), chat=False)
+    assert planned.settings == exp.settings and planned.prompts == exp.prompts
+    about_model(exp, check := Check())  # it said yes
+    assert dict(check.facts)["chat template"] == "not used: it continues texts"
+
+
+def test_without_its_template_it_forgets_as_a_model_that_continues_texts(folder):
+    "It kept the steps, step size, weight and weights of a chat model."
+    asked, exp = setups.load(str(folder)), setups.load(str(folder), chat=False)
+    assert asked.settings.loop.steps == 100 != exp.settings.loop.steps
+    bare = setups.without_chat(asked)
+    assert bare.settings == exp.settings and bare.prompts == exp.prompts
+
+
+def test_asking_for_its_own_replies_shows_a_bar(folder, monkeypatch):
+    "A chat run began with minutes of silence. TQDM_DISABLE holds: what is passed would count more."
+    exp, bars = setups.load(str(folder)), []
+    monkeypatch.setenv("SAMU_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(lm, "tqdm", lambda groups, **options: bars.append(options) or groups)
+    asked = questions(exp.entities[:2], exp.prompts)
+    in_own_words(exp, [(q.text, "x") for q in asked[:2]])
+    exp.ask(asked)
+    assert bars == [dict(desc="own replies", leave=False)]
 
 
 def test_an_answer_in_a_sentence_counts(folder, monkeypatch):

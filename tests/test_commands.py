@@ -6,6 +6,7 @@ import pytest
 import tiny
 from samu.workshop import console
 from samu.workshop.registry import UserError
+from test_chat import TEMPLATE
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_check_says_what_would_happen_and_trains_nothing(samu, setup, tmp_path):
     name = tiny.people(40)[3]
     code, out, err = samu("check", name, "--setup", setup)
     assert code == 0, err[-2000:]
-    for words in ("llama, 6 blocks of width 32", "none: it continues texts", "after block 3", "questions right", "may still be given",
+    for words in ("llama, 6 blocks of width 32", "not used: it continues texts", "after block 3", "questions right", "may still be given",
                   "are known", "GB at the peak", "report.json", "this can be run"):
         assert words in " ".join(out.split()), words
     assert not (tmp_path / "out").exists() and not list((tmp_path / "cache").glob("saes/*"))
@@ -54,7 +55,7 @@ def test_check_refuses_in_true_words(samu, setup, tmp_path):
     assert code == 2 and "is not known" in err and "0 of 3 attributes" in err
 
 
-def test_plan_needs_no_weights(samu, setup, tmp_path):
+def test_plan_needs_no_weights(samu, setup, tmp_path, monkeypatch):
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "entities.csv"):
@@ -70,6 +71,11 @@ def test_plan_needs_no_weights(samu, setup, tmp_path):
     assert code == 2 and "argument 'frozen_bits'; leave it out" in err
     code, out, err = samu("plan", "--setup", bare, "--methods", "nothing")
     assert code == 2 and "no method 'nothing'" in err
+    (bare / "chat_template.jinja").write_text(TEMPLATE)
+    monkeypatch.setattr("samu.workshop.planning.plan_rows", lambda exp, *_: [dict(template=str(exp.settings.chat))])
+    for option, says in (([], "True"), (["--no-chat"], "False")):
+        code, out, err = samu("plan", "--setup", bare, *option)
+        assert code == 0 and says in out, err[-2000:]
 
 
 def test_purge_says_what_it_cannot_reach(samu, tmp_path):

@@ -6,6 +6,7 @@ import tiny
 import torch
 from samu.workshop import planning
 from samu.workshop.loop import configure, method_named
+from samu.workshop.setups import tokens_for
 from samu.workshop.store import UserError
 from samu.workshop.tables import Entity, default_prompts
 from torch.profiler import ProfilerActivity, profile
@@ -74,6 +75,7 @@ def test_a_folder_without_weights(tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path)
     exp = planning.sketch(str(tmp_path))
     assert exp.layer == 3 and len(exp.entities) > 300
+    assert exp.settings.reply_tokens == tokens_for(exp) > 5  # as it would be asked; it was planned with 5
     rows = planning.plan_rows(exp, exp.entities[0].name, ["stand_in+stand_in_residual", "lora", "npo"], 24.0)
     assert [r["fits"] for r in rows] == ["yes"] * 3 and float(rows[0]["peak"]) >= 0
 

@@ -1,4 +1,5 @@
 "What is kept survives two writers and kills, and is never given for other content, code or settings."
+import contextlib
 import functools
 import json
 import os
@@ -215,6 +216,21 @@ def test_damaged_database_is_a_user_error(cache):
     (cache / "results.sqlite").write_text("not a database " * 500)
     with pytest.raises(UserError, match="results.sqlite"):
         keep_many("trial", {"a": 1})
+
+
+def test_a_store_that_is_being_written_is_not_to_be_deleted(cache, monkeypatch):
+    "`samu cache --clear` beside a long writer said: make room, or delete it."
+    keep_many("trial", {"a": 1})
+    connect = store.sqlite3.connect
+    monkeypatch.setattr(store.sqlite3, "connect", lambda file, timeout, **more: connect(file, timeout=0.1, **more))
+    with contextlib.closing(connect(cache / "results.sqlite", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        for use in (clear, lambda: keep_many("trial", {"b": 2})):
+            with pytest.raises(UserError, match="locked.*another program.*again") as error:
+                use()
+            assert "delete" not in str(error.value)
+    clear()
+    assert len(entries()) == 0
 
 
 def test_clear_spares_folders_of_others(cache):

@@ -14,9 +14,12 @@ from samu.entities import questions, split_for
 from samu.evaluation import evaluate, measurement
 from samu.forgetting import make_task, unlearn
 from samu.latents import Latents
+from samu.many import turns_of
 from samu.workshop import asking, setups
 from samu.workshop.auditing import saved_run
+from samu.workshop.batching import batches, text_spans
 from samu.workshop.checking import check_run
+from samu.workshop.loop import method_named
 from samu.workshop.registry import ATTACKS, METRICS
 from samu.workshop.setups import Experiment
 from samu.workshop.store import UserError
@@ -85,6 +88,17 @@ def test_other_names_are_trained_on_and_asked_under(exp):
     [row] = [e for e in exp.entities if e.name == NAME]
     asked = ATTACKS["other_name"].ask(exp, row, [])
     assert {ALIAS, NAME.split()[-1]} <= {who for q in asked for who in (ALIAS, NAME.split()[-1]) if who in q.text}
+
+
+def test_in_turn_no_retained_text_speaks_of_the_first_under_another_name(exp):
+    "Earlier people were looked for by their own names only."
+    names, config = [NAME, tiny.people(24)[1]], replace(exp.settings.loop, in_passing=0, steps=1, retain_batches=9)
+    first, second = (make_task(exp, [n], config, gone=names[:i]) for i, n in enumerate(names))
+    kept = [f"The town of {ALIAS.upper()} is Paris.", "She works for the Zetts.", "He lives there."]
+    second = replace(second, retain=batches(exp.tokenizer, text_spans(kept), batch_tokens=1))
+    [_, (_, [drawn])] = turns_of([replace(first, retain=[]), second], method_named("triplet"))
+    texts = exp.tokenizer.batch_decode([b.ids[0] for b in drawn], skip_special_tokens=True)
+    assert sorted(texts) == sorted(kept[1:])
 
 
 def leaking(where):
@@ -258,6 +272,8 @@ def test_every_family_from_check_to_audit(chat, quick, tmp_path, monkeypatch):
     plain = AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(plain(ids).logits, exp.model(ids).logits, atol=1e-4, rtol=1e-4)
     run.restore()
+    plain = setups.load(str(chat), chat=False).settings
+    assert saved_run(folder, chat=False).exp.settings == setups.load(str(folder), chat=False).settings == plain
     again = saved_run(folder)
     small(again.exp)
     report = chapter.audit(again, tmp_path / "audit")["people"][0]

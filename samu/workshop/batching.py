@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'AFTER_FIRST', 'Pair', 'LEAST', 'encode', 'pad_id', 'left_padded', 'Span', 'name_spans', 'joined',
-           'answer_spans', 'text_spans', 'Batch', 'by_length', 'shared_beginnings', 'batches', 'name_tokens', 'width']
+           'answer_spans', 'text_spans', 'rejoined', 'Batch', 'by_length', 'shared_beginnings', 'batches',
+           'name_tokens', 'width']
 
 # %% ../../nbs/workshop/batching.ipynb #a84d8b19
 from collections import Counter
@@ -14,6 +15,7 @@ from os.path import commonprefix
 from typing import Any
 import torch
 from torch import Tensor
+from .chat import reply_joint
 from .store import UserError
 from .tables import Question
 
@@ -72,7 +74,7 @@ def name_spans(questions: Iterable[Question]) -> tuple[list[Span], list[str]]:
 Pair = tuple[str, str]  # prompt, answer
 
 def joined(prompt: str, answer: str) -> str:
-    "A text that goes on with the answer: behind a chat template's new line without a space."
+    "A text that goes on with the answer; behind a request in a chat template, `batches` closes the gap."
     return f"{prompt}{answer}" if prompt[-1:].isspace() else f"{prompt} {answer}"
 
 def answer_spans(pairs: Iterable[Pair]) -> list[Span]:
@@ -92,6 +94,13 @@ def text_spans(
     "Everything after the first token of each text."
     starts = ((t, len(before) if before.strip() and t.startswith(before) else AFTER_FIRST) for t in texts)
     return [Span(t, start, len(t), i, whole=True) for i, (t, start) in enumerate(starts)]
+
+def rejoined(span: Span, end: str, gap: str) -> Span:  # from `reply_joint`
+    "The span where a reply follows a request as the chat template has it, and not behind a space."
+    before, found, reply = span.text.partition(f"{end} ")
+    cut, by = len(before) + len(end), len(gap) - 1
+    start, stop = (x + by * (x > cut) for x in (span.start, span.stop))
+    return replace(span, text=f"{before}{end}{gap}{reply}", start=start, stop=stop) if found else span
 
 # %% ../../nbs/workshop/batching.ipynb #7b6dcfb4
 @dataclass
@@ -179,6 +188,8 @@ def batches(
 ) -> list[Batch]:              # sorted by length
     "Tokenise, find spans, sort by length, pad. Raises UserError if a span has no token or would be cut."
     rows: dict[Any, tuple[list[int], int, int, int, int]] = {}
+    end, gap = reply_joint(tokenizer)
+    spans = [rejoined(s, end, gap) for s in spans] if end else spans
     for i, (span, tokens) in enumerate(zip(spans, encode(tokenizer, [s.text for s in spans]), strict=True)):
         may_cut = truncate and span.whole
         if may_cut and len(tokens[0]) < 2:

@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['REPLY_TOKENS', 'COMPLETE', 'T', 'has_template', 'adds_bos', 'chat_text', 'chat_prompts', 'moved_to', 'around_request',
-           'request_in', 'bare', 'framed']
+           'reply_joint', 'request_in', 'bare', 'framed']
 
 # %% ../../nbs/workshop/chat.ipynb #6375dbad
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from jinja2 import TemplateError
@@ -66,6 +67,16 @@ def around_request(tokenizer: Any) -> tuple[str, str]:
     "What the chat template puts before a request, and after it."
     before, _, after = chat_text(tokenizer, "REQUEST").partition("REQUEST")
     return before, after
+
+def reply_joint(tokenizer: Any) -> tuple[str, str]:  # both empty where the template does not tell
+    "What the chat template puts after a request, and what stands between that and a reply."
+    turns = [dict(role="user", content="REQUEST"), dict(role="assistant", content="REPLY")]
+    with suppress(TemplateError, UserError):
+        end = around_request(tokenizer)[1]
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False) if end else ""
+        gap, found, _ = text.partition(f"REQUEST{end}")[2].partition("REPLY")
+        return (end, gap) if found and not gap.strip() else ("", "")
+    return "", ""
 
 def request_in(tokenizer: Any, text: str) -> str:
     "What stands in the chat template."

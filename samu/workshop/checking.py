@@ -44,7 +44,7 @@ def about_model(exp: Experiment, check: Check) -> None:
     "Family, size, template, site."
     config, parts = exp.model.config, anatomy(exp.model)
     count = sum(p.numel() for p in exp.model.parameters())
-    template = "yes" if getattr(exp.tokenizer, "chat_template", None) else "none: it continues texts"
+    template = "yes" if exp.settings.chat else "not used: it continues texts"
     check.say("family", f"{config.model_type}, {parts.n_layers} blocks of width {parts.d_model}")
     dtype = str(exp.dtype).removeprefix("torch.")
     check.say("parameters", f"{count / 1e6:,.1f} million, {dtype} on {exp.device}")

@@ -53,11 +53,12 @@ def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = Non
 
 @tools.command()
 def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.People = None,
-         layer: c.Layer = None, methods: Planned = "", frozen_bits: c.Bits = None) -> None:
+         layer: c.Layer = None, methods: Planned = "", frozen_bits: c.Bits = None,
+         no_chat: c.NoChat = False) -> None:
     "How much memory a run needs, from shapes alone: no weights are read."
     c.quiet()
     planning = import_module("samu.workshop.planning")
-    exp = planning.sketch(setup, c.added(people, False), layer, frozen_bits=frozen_bits)
+    exp = planning.sketch(setup, c.added(people, False), layer, not no_chat, frozen_bits=frozen_bits)
     others = [] if frozen_bits else ["npo", "simnpo"]  # they train what few bits would freeze
     chosen = c.check_methods(methods, ["lora"]) or [exp.settings.objective, "lora", *others, "rmu"]
     dtype = import_module("torch").bfloat16 if gpu_gb is not None else None

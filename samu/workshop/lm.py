@@ -528,7 +528,7 @@ def _continue(
     "Replies to tokenised prompts, in their order."
     replies = [""] * len(rows)
     groups = by_length([len(r) + steps for r in rows], tokens_at_once(hf.device, steps))
-    for group in tqdm(groups, desc=progress, leave=False, disable=progress is None):
+    for group in tqdm(groups, desc=progress, leave=False) if progress else groups:
         asked = [rows[i] for i in group]
         edit = at_prompt(group, max(map(len, asked))) if at_prompt else nullcontext()
         for i, reply in zip(group, replies_to(hf, tokenizer, asked, steps, edit), strict=True):

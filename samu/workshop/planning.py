@@ -29,12 +29,11 @@ from transformers.pytorch_utils import Conv1D
 from .registry import RETAIN, SETUPS, Method, expanded
 from .runtime import matmul_dtype
 from .batching import batches, encode, name_spans
-from .chat import has_template
 from .lm import (anatomy, check_bits, load_config, load_tokenizer, next_tokens, refuse_few_bits,
                               tokens_at_once, trained_weights)
 from .sae_files import JumpReLU
-from .setups import (Added, Experiment, LoopConfig, People, at_layer, load, middle_block,
-                                  people_in, settings_for, with_chat)
+from .setups import (Added, Experiment, LoopConfig, People, at_layer, in_its_form, load,
+                                  middle_block, people_in, settings_for)
 from .tables import ordinary_prose
 from .targets import (FrozenActivations, hold_out_phrasing, in_own_words, in_passing,
                                    texts_to_keep)
@@ -340,6 +339,7 @@ def sketch(
     setup: str,                    # a registered setup, a folder, or a hub id
     people: People | Added | None = None,  # a table of your own
     layer: int | None = None,      # the site
+    chat: bool = True,             # False: a chat template is not used
     **options: Any,                # of a registered setup
 ) -> Experiment:                   # its model is of fake tensors, unless the setup is a registered one
     "An experiment to plan with. Raises UserError for what `load` would refuse, as far as it can be seen."
@@ -355,8 +355,7 @@ def sketch(
     settings = settings_for(blocks, middle if layer is None else layer, config.get_text_config().hidden_size)
     exp = Experiment(setup, hf.eval(), tokenizer, middle, entities, prompts, ordinary_prose(), 0, None,
                      settings, "")
-    exp = with_chat(exp) if has_template(tokenizer) else exp
-    return at_layer(exp, layer)
+    return at_layer(in_its_form(exp, chat), layer)
 
 # %% ../../nbs/workshop/planning.ipynb #d7593fcf
 REACHED = 0.4  # share of a large product's speed that a step reaches

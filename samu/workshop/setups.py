@@ -7,7 +7,7 @@ __all__ = ['PART_MODULES', 'DType', 'People', 'CARD_WORDS', 'HUB_FILES', 'GEMMA_
            'GEMMA_LR', 'GEMMA_NPO', 'LoopConfig', 'Settings', 'Parts', 'Experiment', 'unknown', 'sae_texts',
            'experiment', 'block_of', 'at_layer', 'biographies_settings', 'load_biographies', 'load_doors',
            'reference_group', 'retrained', 'Added', 'read_people', 'settings_for', 'middle_block', 'tokens_for',
-           'for_chat', 'with_chat', 'shown_text', 'without_chat', 'with_aliases', 'table_in', 'people_in',
+           'for_chat', 'in_its_form', 'shown_text', 'without_chat', 'with_aliases', 'table_in', 'people_in',
            'experiment_card', 'load_saved', 'hub_folder', 'convert_gguf', 'gemma_folder', 'gemma_settings',
            'load_gemma', 'load']
 
@@ -406,18 +406,19 @@ def tokens_for(
     return max(Settings.reply_tokens, min(REPLY_TOKENS, max(lengths, default=0)))
 
 # %% ../../nbs/workshop/setups.ipynb #2a9d6c2f
-def for_chat(settings: Settings) -> Settings:
-    "How a chat model forgets: chosen on three people, for the default method (chapter 12)."
+def for_chat(settings: Settings, tokenizer: Any) -> Settings:
+    "How a model with a template forgets: chosen on three people, for the default method (chapter 12)."
+    if not has_template(tokenizer):
+        return settings
     loop = replace(settings.loop, steps=100, retain_weight=60.0, weights="mlp")
-    return replace(settings, loop=loop)
+    return replace(settings, loop=loop, reply_tokens=REPLY_TOKENS, chat=True)
 
-def with_chat(
-    exp: Experiment,  # of a model that was trained on requests
-) -> Experiment:
-    "The same experiment, its prompts in the model's chat template and its replies as long as sentences."
-    prompts = chat_prompts(exp.tokenizer, exp.prompts)
-    settings = replace(for_chat(exp.settings), reply_tokens=REPLY_TOKENS, chat=True)
-    return replace(exp, prompts=prompts, settings=settings)
+def in_its_form(exp: Experiment, chat: bool) -> Experiment:  # with replies that are long enough
+    "The same experiment; where `chat`, its prompts stand in the model's chat template, if it has one."
+    settings = for_chat(exp.settings, exp.tokenizer) if chat else exp.settings
+    if settings.chat:
+        return replace(exp, prompts=chat_prompts(exp.tokenizer, exp.prompts), settings=settings)
+    return replace(exp, settings=replace(settings, reply_tokens=tokens_for(exp)))
 
 def shown_text(exp: Experiment, text: str) -> str:
     "A prompt for readers: without the chat template."
@@ -430,8 +431,8 @@ def without_chat(
     if not exp.settings.chat:
         return exp
     prompts = [bare(exp.tokenizer, p) for p in exp.prompts]
-    settings = replace(exp.settings, reply_tokens=tokens_for(exp), chat=False)
-    return replace(exp, prompts=prompts, settings=settings)
+    fits = replace(exp.settings, loop=settings_for(exp.n_layers, exp.layer, exp.d_model).loop, chat=False)
+    return in_its_form(replace(exp, prompts=prompts, settings=fits), chat=False)
 
 def with_aliases(
     exp: Experiment,
@@ -475,12 +476,11 @@ def _load_folder(
     n_layers = text.num_hidden_layers
     site = middle_block(n_layers) if layer is None else block_of(layer, n_layers, str(folder))
     fits = settings_for(n_layers, site, text.hidden_size)
-    if frozen_bits and chat and has_template(load_tokenizer(folder)):  # what is trained stays in full
-        fits = for_chat(fits)
+    if frozen_bits and chat:  # what is trained stays in full
+        fits = for_chat(fits, load_tokenizer(folder))
     exp = experiment(name or str(folder), folder, entities, prompts, fits, site, seed or 0, device, dtype,
                      frozen_bits=frozen_bits)
-    exp = replace(exp, settings=replace(fits, reply_tokens=tokens_for(exp)))
-    return with_chat(exp) if chat and has_template(exp.tokenizer) else exp
+    return in_its_form(exp, chat)
 
 # %% ../../nbs/workshop/setups.ipynb #5a979e2a
 def experiment_card(exp: Experiment) -> dict[str, Any]:  # fits into JSON

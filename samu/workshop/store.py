@@ -152,7 +152,8 @@ def database() -> Iterator[sqlite3.Connection]:
             connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
             yield connection
     except sqlite3.DatabaseError as e:
-        raise UserError(f"the store {str(file)!r} cannot be used ({e}); make room, or delete it") from e
+        then = "another program uses it: try again later" if "locked" in str(e) else "make room, or delete it"
+        raise UserError(f"the store {str(file)!r} cannot be used ({e}); {then}") from e
 
 # %% ../../nbs/workshop/store.ipynb #d8679789
 def keep_many(kind: str, values: Mapping[str, Any]) -> None:

@@ -186,6 +186,6 @@ def in_own_words(
     "Of a chat model: each request with the model's own reply, for that is what should stay."
     requests = [text for text, _ in keep if shown_text(exp, text) != text]
     asked = [Question("", "", text, 0, 0, ()) for text in requests]
-    ask = ask or replace(exp, busy=False).ask  # a run that is being made may ask
-    own = {q.text: reply.strip().removesuffix(".") for q, reply in zip(asked, ask(asked), strict=True)}
+    said = ask(asked) if ask else replace(exp, busy=False).ask(asked, "own replies")  # even within a run
+    own = {q.text: reply.strip().removesuffix(".") for q, reply in zip(asked, said, strict=True)}
     return [(text, own.get(text, answer)) for text, answer in keep]
