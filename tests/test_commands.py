@@ -3,7 +3,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import typer
 import tiny
+from samu.cli import app
 from samu.workshop import console
 from samu.workshop.registry import UserError
 from test_chat import TEMPLATE
@@ -76,6 +78,12 @@ def test_plan_needs_no_weights(samu, setup, tmp_path, monkeypatch):
     for option, says in (([], "True"), (["--no-chat"], "False")):
         code, out, err = samu("plan", "--setup", bare, *option)
         assert code == 0 and says in out, err[-2000:]
+
+
+def test_whoever_loads_a_setup_can_leave_its_template_out():
+    commands = typer.main.get_command(app).commands
+    options = {name: {o for p in c.params for o in p.opts} for name, c in commands.items()}
+    assert {name for name, own in options.items() if "--setup" in own and "--no-chat" not in own} == set()
 
 
 def test_purge_says_what_it_cannot_reach(samu, tmp_path):

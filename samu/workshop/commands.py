@@ -69,13 +69,13 @@ def plan(setup: c.Setup = "biographies", gpu_gb: Gigabytes = None, people: c.Peo
 @tools.command()
 def sweep(people: Listed, setup: c.Setup = "biographies", methods: Swept = "", seeds: c.Seeds = "0",
           workers: Cells = 2, address: Address = None, retries: Retries = 1, layer: c.Layer = None,
-          out: c.Out = Path("out/sweep")) -> None:
+          no_chat: c.NoChat = False, out: c.Out = Path("out/sweep")) -> None:
     "Every method on everybody in a table with every seed, on several processes or machines."
     c.quiet()
     out, sweeping = c.writable(out, setup), import_module("samu.workshop.sweeping")
     names, facts = sweeping.names_in(people)
     chosen, loops = c.check_methods(methods), c.numbers(seeds)
-    exp = import_module("samu.workshop.setups").load(setup, people=people if facts else None, layer=layer)
+    exp = c.load(setup, people if facts else None, only=facts, no_chat=no_chat, layer=layer)
     targets, unknown = sweeping.known_among(exp, names)
     out.mkdir(parents=True, exist_ok=True)
     import_module("samu.workshop.lm").list_output(out, ["rows.csv"])
@@ -138,9 +138,9 @@ def purge(name: Person, folders: Folders = None, people: c.People = None, alias:
 # %% ../../nbs/workshop/commands.ipynb #3ee9b0ed
 @tools.command()
 def latents(setup: c.Setup = "biographies", sae: c.Dictionary = None, people: c.People = None,
-            layer: c.Layer = None, device: c.Device = None) -> None:
+            layer: c.Layer = None, device: c.Device = None, no_chat: c.NoChat = False) -> None:
     "The known and unknown latents with their scores."
-    exp = c.load(setup, people, device=device, layer=layer)
+    exp = c.load(setup, people, no_chat=no_chat, device=device, layer=layer)
     exp.sae = import_module("samu.workshop.sae_files").load_sae(sae, exp) if sae else exp.sae
     c.show(exp.latents.table().to_dict("records"), list(exp.latents.table().columns))
 
