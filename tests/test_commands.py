@@ -3,8 +3,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import typer
 import tiny
+import typer
 from samu.cli import app
 from samu.workshop import console
 from samu.workshop.registry import UserError
