@@ -116,12 +116,29 @@ def test_a_reply_follows_a_request_as_the_template_writes_it(gap):
 
 
 @pytest.mark.parametrize("template", ["{{ half", "{{ raise_exception('no system') }}", "hello", "{% for m in messages %}"
-                                      "{{ m['content'] }}{% endfor %}", None])
+                                      "{{ m['content'] }}{% endfor %}", None, "{{ messages[0]['content'] + 1 }}",
+                                      dict(tool_use="{{ 1 }}", rag="{{ 2 }}")])
 def test_a_template_that_says_nothing_of_replies_changes_none(template):
     tok = copy.deepcopy(tiny.tokenizer())
     tok.chat_template = template
     [b] = batches(tok, answer_spans([("Anna is in", "Paris")]))
     assert tok.decode(b.ids[0], skip_special_tokens=True) == "Anna is in Paris"
+
+
+ASKS = ("{% for m in messages %}{{ ('Q: ' if m['role'] == 'user' else '') + m['content'] }}"
+        "{% if m['role'] == 'user' %}{{ 'END' }}{% endif %}{% endfor %}")
+
+
+@pytest.mark.parametrize("end, text", [(" A:", "Who is in Rome? A: Anna. And in Paris?"), ("\n", "one\n two"),
+                                       (" A:", "Who is it? A: Anna")])
+def test_only_the_place_between_request_and_reply_is_joined(end, text):
+    "A request may hold the words that end a request, and a text may hold them without being one."
+    tok = copy.deepcopy(tiny.tokenizer())
+    tok.chat_template = ASKS.replace("END", end.replace("\n", "\\n"))
+    for whole in (joined(chat.chat_text(tok, text), "Paris"), text):
+        [b] = batches(tok, text_spans([whole], "Q: "))
+        joint = f"{end} Paris" if whole != text else "-"  # behind a new line no space is written anyway
+        assert tok.decode(b.ids[0], skip_special_tokens=True) == whole.replace(joint, f"{end}Paris")
 
 
 def test_the_template_can_be_left_out(folder):

@@ -74,7 +74,7 @@ def name_spans(questions: Iterable[Question]) -> tuple[list[Span], list[str]]:
 Pair = tuple[str, str]  # prompt, answer
 
 def joined(prompt: str, answer: str) -> str:
-    "A text that goes on with the answer; behind a request in a chat template, `batches` closes the gap."
+    "A text that goes on with the answer; behind a request, `batches` joins as the chat template does."
     return f"{prompt}{answer}" if prompt[-1:].isspace() else f"{prompt} {answer}"
 
 def answer_spans(pairs: Iterable[Pair]) -> list[Span]:
@@ -97,10 +97,10 @@ def text_spans(
 
 def rejoined(span: Span, end: str, gap: str) -> Span:  # from `reply_joint`
     "The span where a reply follows a request as the chat template has it, and not behind a space."
-    before, found, reply = span.text.partition(f"{end} ")
-    cut, by = len(before) + len(end), len(gap) - 1
+    request, found, reply = span.text.rpartition(f"{end} ")  # the last: a request may hold examples
+    cut, by = len(request) + len(end), len(gap) - 1
     start, stop = (x + by * (x > cut) for x in (span.start, span.stop))
-    return replace(span, text=f"{before}{end}{gap}{reply}", start=start, stop=stop) if found else span
+    return replace(span, text=f"{request}{end}{gap}{reply}", start=start, stop=stop) if found else span
 
 # %% ../../nbs/workshop/batching.ipynb #7b6dcfb4
 @dataclass
@@ -188,8 +188,9 @@ def batches(
 ) -> list[Batch]:              # sorted by length
     "Tokenise, find spans, sort by length, pad. Raises UserError if a span has no token or would be cut."
     rows: dict[Any, tuple[list[int], int, int, int, int]] = {}
-    end, gap = reply_joint(tokenizer)
-    spans = [rejoined(s, end, gap) for s in spans] if end else spans
+    before, end, gap = reply_joint(tokenizer)
+    if before and end == end.rstrip():  # `joined` writes no space behind another
+        spans = [rejoined(s, end, gap) if s.text.startswith(before) else s for s in spans]
     for i, (span, tokens) in enumerate(zip(spans, encode(tokenizer, [s.text for s in spans]), strict=True)):
         may_cut = truncate and span.whole
         if may_cut and len(tokens[0]) < 2:

@@ -68,15 +68,15 @@ def around_request(tokenizer: Any) -> tuple[str, str]:
     before, _, after = chat_text(tokenizer, "REQUEST").partition("REQUEST")
     return before, after
 
-def reply_joint(tokenizer: Any) -> tuple[str, str]:  # both empty where the template does not tell
-    "What the chat template puts after a request, and what stands between that and a reply."
+def reply_joint(tokenizer: Any) -> tuple[str, str, str]:  # all empty where the template does not tell
+    "What the chat template puts before a request, after it, and between that and a reply."
     turns = [dict(role="user", content="REQUEST"), dict(role="assistant", content="REPLY")]
-    with suppress(TemplateError, UserError):
-        end = around_request(tokenizer)[1]
+    with suppress(Exception):  # what a template may raise; a model can be used without it
+        before, end = around_request(tokenizer)
         text: str = tokenizer.apply_chat_template(turns, tokenize=False) if end else ""
         gap, found, _ = text.partition(f"REQUEST{end}")[2].partition("REPLY")
-        return (end, gap) if found and not gap.strip() else ("", "")
-    return "", ""
+        return (before, end, gap) if found and not gap.strip() else ("", "", "")
+    return "", "", ""
 
 def request_in(tokenizer: Any, text: str) -> str:
     "What stands in the chat template."
