@@ -231,6 +231,15 @@ def test_replies_end_where_the_model_or_the_tokenizer_ends_a_text(hf):
     assert lm.generate(hf, tok, [], 6) == []
 
 
+def test_a_text_with_no_room_for_its_reply_is_refused():
+    "GPT-2 has a weight for each place; others turn theirs, and have no last one."
+    tok, gpt2 = tiny.tokenizer(), tiny.model("gpt2")
+    n = len(encode(tok, ["He lives"])[0][0])
+    assert lm.generate(gpt2, tok, ["He lives"], 512 - n)
+    with pytest.raises(UserError, match=f"{n} tokens with a reply of {513 - n} is too long: 512 are read"):
+        lm.generate(gpt2, tok, ["He lives"], 513 - n)
+
+
 def test_edits_reach_the_names_and_nothing_else(hf):
     tok = tiny.tokenizer()
     asked = [question(n, b) for n in NAMES for b in ("The town of ", "He works for the town of ")]

@@ -526,6 +526,9 @@ def _continue(
     progress: str | None = None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
+    places = getattr(hf.config, "n_positions", math.inf)  # of GPT-2, which has a weight for each
+    if (longest := max(map(len, rows), default=0)) + steps > places:
+        raise UserError(f"a text of {longest} tokens with a reply of {steps} is too long: {places} are read")
     replies = [""] * len(rows)
     groups = by_length([len(r) + steps for r in rows], tokens_at_once(hf.device, steps))
     for group in tqdm(groups, desc=progress, leave=False) if progress else groups:
