@@ -55,6 +55,7 @@ def test_check_refuses_in_true_words(samu, setup, tmp_path):
     wrong.write_text("\n".join([lines[0], *(line.rsplit(",", 1)[0] + ",zzz" for line in lines[1:4]), *lines[4:]]))
     code, out, err = samu("check", tiny.people(40)[0], "--setup", setup, "--people", wrong)
     assert code == 2 and "is not known" in err and "0 of 3 attributes" in err
+    assert f"samu entities --setup {setup} --grade known lists who is" in err  # not those of the default setup
 
 
 def test_plan_needs_no_weights(samu, setup, tmp_path, monkeypatch):
