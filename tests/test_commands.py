@@ -6,7 +6,7 @@ import pytest
 import tiny
 import typer
 from samu.cli import app
-from samu.workshop import console
+from samu.workshop import cards, console
 from samu.workshop.registry import UserError
 from test_chat import TEMPLATE
 
@@ -93,9 +93,18 @@ def test_purge_says_what_it_cannot_reach(samu, tmp_path):
     (tmp_path / "out" / ".samu").write_text("report.json\n")
     code, out, err = samu("purge", "Roger Federer", "out")
     assert code == 0 and "removed" in out and "Out of reach" in out, err[-2000:]
-    assert not (tmp_path / "out" / "report.json").exists()
+    assert not (tmp_path / "out" / "report.json").exists() and "--people" not in out
+    code, out, err = samu("purge", "Some Body")
+    assert code == 0 and "No table here has facts about 'Some Body'" in out and "--people takes yours" in out
     code, out, err = samu("purge", "Roger Federer", "nowhere")
     assert code == 2 and "there is no folder 'nowhere'" in err
+
+
+def test_a_card_says_no_more_than_its_table():
+    card = dict(base_setup="base", cases=["case-1"], method="triplet", seed=0, samu_version="0",
+                settings=dict(steps_taken=1))
+    text = cards.model_card(card, [dict(target_recall=1.0), dict(target_recall=1.0)], "")
+    assert "| facts given | 1.00 | 1.00 |" in text and "no longer" not in text, text
 
 
 def test_benchmark_files_are_read_before_the_model(samu, tmp_path):
