@@ -119,9 +119,10 @@ def test_words_of_a_file(tmp_path):
         name: SimpleNamespace(params=[SimpleNamespace(name=w, nargs=1, multiple=w == "alias") for w in words.split()])
         for name, words in {"unlearn": "steps lora_rank alias", "audit": "out seeds"}.items()}
     file = tmp_path / "c.toml"
-    file.write_text('steps = 5\nout = "a"\nseeds = [0, 1]\n[unlearn]\nlora-rank = 4\nalias = ["A", "B"]\n')
-    assert console.config_defaults(file, commands) == dict(
-        unlearn=dict(steps=5, lora_rank=4, alias=["A", "B"]), audit=dict(out="a", seeds="0,1"))
+    for alias, as_list in (('["A", "B"]', ["A", "B"]), ('"A"', ["A"])):
+        file.write_text(f'steps = 5\nout = "a"\nseeds = [0, 1]\n[unlearn]\nlora-rank = 4\nalias = {alias}\n')
+        assert console.config_defaults(file, commands) == dict(
+            unlearn=dict(steps=5, lora_rank=4, alias=as_list), audit=dict(out="a", seeds="0,1"))
     for text, says in [("steps =", "not valid TOML"), ("stepz = 1", "no command takes 'stepz'"),
                        ("[unlearn]\nout = 1", "unlearn takes no 'out'"), ("[nothing]\na = 1", "takes 'nothing'")]:
         file.write_text(text)
