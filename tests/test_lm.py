@@ -275,11 +275,13 @@ def test_trained_weights_are_named_as_in_the_model(hf):
     names = list(lm.trained_weights(hf, (1, 2), "mlp", 1))
     assert names == [f"model.layers.{i}.mlp.{m}_proj.weight" for i in (1, 2) for m in ("gate", "up", "down")]
     assert len(lm.trained_weights(hf, "all", "all", 1)) == 4 * 9
+    with pytest.raises(UserError, match="weights are mlp, down or all, and blocks are .* not 'mlp' and '1-2'"):
+        lm.trained_weights(hf, "1-2", "mlp", 1)
     assert len(lm.trained_weights(hf, "site", "down", 1)) == 2
     wrong = [((0, 4), "mlp"), ((2, 1), "mlp"), ("some", "mlp"), ("site", "attention"), ((-1, 1), "mlp"),
              (1, "mlp"), ((0,), "mlp"), ((0, 1.5), "mlp"), (("0", "1"), "mlp"), ("site", ["mlp"])]
     for blocks, weights in wrong:
-        with pytest.raises(UserError, match="must be|blocks 0 to 3"):
+        with pytest.raises(UserError, match="weights are mlp|blocks 0 to 3"):
             lm.trained_weights(hf, blocks, weights, 1)
 
 

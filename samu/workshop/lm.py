@@ -611,8 +611,8 @@ def trained_weights(
     inside = {"mlp": ".mlp.", "down": a.down_name, "all": "."}
     pair: Any = ranges.get(str(blocks), blocks)
     if str(weights) not in inside or not isinstance(pair, Sequence) or [*map(type, pair)] != [int, int]:
-        raise UserError(f"weights must be mlp, down or all, not {weights!r}; blocks must be site, all or two "
-                        f"numbers, not {blocks!r}")
+        raise UserError("weights are mlp, down or all, and blocks are site, all or two numbers, not "
+                        f"{weights!r} and {blocks!r}")
     first, last = pair
     if not 0 <= first <= last < a.n_layers:
         raise UserError(f"there are no blocks {first} to {last}; this model has blocks 0 to {a.n_layers - 1}")
