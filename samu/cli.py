@@ -215,4 +215,4 @@ def audit(model: c.Results, out: c.Page = None, setup: c.Base = None, people: c.
     c.open_log(out)
     report = samu.audit(run, out)
     import_module("samu.workshop.privacy").keep_private(out)
-    print(f"{', '.join(p['verdict'] for p in report['people'])}; written to {out}: report.json, audit.html")
+    print(*(p["verdict"] for p in report["people"]), f"written to {out}: report.json, audit.html", sep="\n")

@@ -193,7 +193,7 @@ def known_entity(exp: Experiment, name: str) -> Entity:  # with the facts that t
     if row.grade != "known":
         raise UserError(f"{name!r} is not known to {exp.name!r}: the model gives {row.right} of "
                         f"{row.attributes} attributes, and {min(MIN_RIGHT, row.attributes)} make it known; "
-                        "samu entities --grade known lists who is")
+                        f"samu entities --setup {exp.name} --grade known lists who is")
     return next(e for e in exp.known if e.name == name)
 
 # %% ../nbs/01_entities.ipynb #3db0fdb7

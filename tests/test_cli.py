@@ -263,6 +263,13 @@ def test_private_json_of_another_program_is_refused_first(tmp_path):
         console.writable(tmp_path, "biographies")
 
 
+def test_nothing_that_names_people_goes_into_a_saved_model(tmp_path):
+    (tmp_path / "samu.json").write_text("{}")
+    (tmp_path / ".samu").write_text("samu.json\n")
+    with pytest.raises(UserError, match="is a saved model, to hold no names"):
+        console.writable(tmp_path, "biographies")
+
+
 def test_home_is_expanded(samu, folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").write_text("a file")
@@ -560,7 +567,7 @@ def test_compare(samu, folder):
 def test_audit(demo, samu, folder):
     said = good(samu("audit", "demo", "--device", "cpu"))
     [person] = read(folder / "demo" / "audit" / "report.json")["people"]
-    assert said.startswith(f"{person['verdict']}; written to ")
+    assert said.startswith(f"{person['verdict']}\nwritten to ")
     assert {"report.json", "audit.html"} <= {p.name for p in (folder / "demo" / "audit").iterdir()}
     assert TARGET.facts["birthplace"][0] not in (folder / "demo" / "audit" / "audit.html").read_text("utf-8")
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import typer
 from samu.cli import app
-from samu.workshop import console
+from samu.workshop import cards, console
 from samu.workshop.registry import UserError
 from test_chat import TEMPLATE
 
@@ -55,6 +55,7 @@ def test_check_refuses_in_true_words(samu, setup, tmp_path):
     wrong.write_text("\n".join([lines[0], *(line.rsplit(",", 1)[0] + ",zzz" for line in lines[1:4]), *lines[4:]]))
     code, out, err = samu("check", tiny.people(40)[0], "--setup", setup, "--people", wrong)
     assert code == 2 and "is not known" in err and "0 of 3 attributes" in err
+    assert f"samu entities --setup {setup} --grade known lists who is" in err  # not those of the default setup
 
 
 def test_plan_needs_no_weights(samu, setup, tmp_path, monkeypatch):
@@ -92,9 +93,18 @@ def test_purge_says_what_it_cannot_reach(samu, tmp_path):
     (tmp_path / "out" / ".samu").write_text("report.json\n")
     code, out, err = samu("purge", "Roger Federer", "out")
     assert code == 0 and "removed" in out and "Out of reach" in out, err[-2000:]
-    assert not (tmp_path / "out" / "report.json").exists()
+    assert not (tmp_path / "out" / "report.json").exists() and "--people" not in out
+    code, out, err = samu("purge", "Some Body")
+    assert code == 0 and "No table here has facts about 'Some Body'" in out and "--people takes yours" in out
     code, out, err = samu("purge", "Roger Federer", "nowhere")
     assert code == 2 and "there is no folder 'nowhere'" in err
+
+
+def test_a_card_says_no_more_than_its_table():
+    card = dict(base_setup="base", cases=["case-1"], method="triplet", seed=0, samu_version="0",
+                settings=dict(steps_taken=1))
+    text = cards.model_card(card, [dict(target_recall=1.0), dict(target_recall=1.0)], "")
+    assert "| facts given | 1.00 | 1.00 |" in text and "no longer" not in text, text
 
 
 def test_benchmark_files_are_read_before_the_model(samu, tmp_path):
@@ -109,9 +119,10 @@ def test_words_of_a_file(tmp_path):
         name: SimpleNamespace(params=[SimpleNamespace(name=w, nargs=1, multiple=w == "alias") for w in words.split()])
         for name, words in {"unlearn": "steps lora_rank alias", "audit": "out seeds"}.items()}
     file = tmp_path / "c.toml"
-    file.write_text('steps = 5\nout = "a"\nseeds = [0, 1]\n[unlearn]\nlora-rank = 4\nalias = ["A", "B"]\n')
-    assert console.config_defaults(file, commands) == dict(
-        unlearn=dict(steps=5, lora_rank=4, alias=["A", "B"]), audit=dict(out="a", seeds="0,1"))
+    for alias, as_list in (('["A", "B"]', ["A", "B"]), ('"A"', ["A"])):
+        file.write_text(f'steps = 5\nout = "a"\nseeds = [0, 1]\n[unlearn]\nlora-rank = 4\nalias = {alias}\n')
+        assert console.config_defaults(file, commands) == dict(
+            unlearn=dict(steps=5, lora_rank=4, alias=as_list), audit=dict(out="a", seeds="0,1"))
     for text, says in [("steps =", "not valid TOML"), ("stepz = 1", "no command takes 'stepz'"),
                        ("[unlearn]\nout = 1", "unlearn takes no 'out'"), ("[nothing]\na = 1", "takes 'nothing'")]:
         file.write_text(text)

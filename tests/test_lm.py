@@ -231,6 +231,15 @@ def test_replies_end_where_the_model_or_the_tokenizer_ends_a_text(hf):
     assert lm.generate(hf, tok, [], 6) == []
 
 
+def test_a_text_with_no_room_for_its_reply_is_refused():
+    "GPT-2 has a weight for each place; others turn theirs, and have no last one."
+    tok, gpt2 = tiny.tokenizer(), tiny.model("gpt2")
+    n = len(encode(tok, ["He lives"])[0][0])
+    assert lm.generate(gpt2, tok, ["He lives"], 512 - n)
+    with pytest.raises(UserError, match=f"{n} tokens with a reply of {513 - n} is too long: 512 are read"):
+        lm.generate(gpt2, tok, ["He lives"], 513 - n)
+
+
 def test_edits_reach_the_names_and_nothing_else(hf):
     tok = tiny.tokenizer()
     asked = [question(n, b) for n in NAMES for b in ("The town of ", "He works for the town of ")]
@@ -266,11 +275,13 @@ def test_trained_weights_are_named_as_in_the_model(hf):
     names = list(lm.trained_weights(hf, (1, 2), "mlp", 1))
     assert names == [f"model.layers.{i}.mlp.{m}_proj.weight" for i in (1, 2) for m in ("gate", "up", "down")]
     assert len(lm.trained_weights(hf, "all", "all", 1)) == 4 * 9
+    with pytest.raises(UserError, match="weights are mlp, down or all, and blocks are .* not 'mlp' and '1-2'"):
+        lm.trained_weights(hf, "1-2", "mlp", 1)
     assert len(lm.trained_weights(hf, "site", "down", 1)) == 2
     wrong = [((0, 4), "mlp"), ((2, 1), "mlp"), ("some", "mlp"), ("site", "attention"), ((-1, 1), "mlp"),
              (1, "mlp"), ((0,), "mlp"), ((0, 1.5), "mlp"), (("0", "1"), "mlp"), ("site", ["mlp"])]
     for blocks, weights in wrong:
-        with pytest.raises(UserError, match="must be|blocks 0 to 3"):
+        with pytest.raises(UserError, match="weights are mlp|blocks 0 to 3"):
             lm.trained_weights(hf, blocks, weights, 1)
 
 

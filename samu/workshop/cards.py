@@ -33,7 +33,7 @@ def model_card(
     gone = ", ".join(card.get("forgotten", card.get("cases", [])))
     return "\n".join([
         f"---\n{head}\n---\n# {base}, after unlearning\n",
-        f"This is {base} with some weights changed, so that it no longer gives facts about: {gone}.\n",
+        f"This is {base}, trained to forget: {gone}. The table says how much it still gives.\n",
         f"Method: `{card['method']}`, {card['settings']['steps_taken']} steps, seed {card['seed']}, by samu "
         f"{card['samu_version']}. Nothing filters what it reads or says.\n",
         "| measured | original | this model |", "| --- | --- | --- |", *lines, "",

@@ -133,6 +133,8 @@ def purge(name: Person, folders: Folders = None, people: c.People = None, alias:
     known += tables.read_entities(people) if people is not None else []
     found = privacy.purge(name, known, folders or [], alias or [])
     c.show([dataclasses.asdict(f) for f in found], ["place", "done"], "What was found")
+    if not privacy.terms_of(name, known)[1]:
+        print(f"No table here has facts about {name!r}, so no answers were sought; --people takes yours.")
     print("Out of reach, and still there if it was: " + "; ".join(privacy.OUT_OF_REACH) + ".")
 
 # %% ../../nbs/workshop/commands.ipynb #3ee9b0ed

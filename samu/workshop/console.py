@@ -289,9 +289,10 @@ def config_defaults(
         wrong = [k for k in own if k not in words]
         if wrong:
             raise UserError(f"{file.name}: {command} takes no {wrong[0]!r}; it takes {', '.join(words)}")
-        mine = {k: v for k, v in common.items() if k in words} | own
-        out[command] = {k: ",".join(map(str, v)) if isinstance(v, list) and not words[k] else v
-                        for k, v in mine.items()}
+        out[command] = {k: v for k, v in common.items() if k in words} | own
+        for k, v in out[command].items():
+            if isinstance(v, list) != words[k]:
+                out[command][k] = [v] if words[k] else ",".join(map(str, v))
     stray = [*sections, *(k for k in common if not any(k in words for words in taken.values()))]
     if stray:
         raise UserError(f"{file.name}: no command takes {stray[0]!r}")
@@ -318,8 +319,7 @@ def open_log(out: Path, *files: str) -> None:
     try:
         LOCKS[-1].acquire(timeout=0)
     except Timeout:
-        why = f"another command is writing to {str(out)!r}; wait for it, or choose another --out"
-        raise UserError(why) from None
+        raise UserError(f"another command is writing to '{out}'; wait, or choose another --out") from None
     (out / LOG_FILE).touch(0o600)
     list_output(out, [LOG_FILE, *files])
     handler = logging.FileHandler(out / LOG_FILE, encoding="utf-8", errors="backslashreplace")
@@ -368,6 +368,8 @@ def writable(out: Path, setup: str) -> Path:  # the folder, as an absolute path
     from samu.workshop.lm import check_output_folder
     from samu.workshop.privacy import read_private
     place = check_output_folder(out, path(setup) if path(setup).is_dir() else None)
+    if (place / "samu.json").is_file():
+        raise UserError(f"{str(out)!r} is a saved model, to hold no names; choose another folder for results")
     read_private(place / "model")
     return place
 

@@ -526,6 +526,9 @@ def _continue(
     progress: str | None = None, at_prompt: AtPrompt | None = None,
 ) -> list[str]:
     "Replies to tokenised prompts, in their order."
+    places = getattr(hf.config, "n_positions", math.inf)  # of GPT-2, which has a weight for each
+    if (longest := max(map(len, rows), default=0)) + steps > places:
+        raise UserError(f"a text of {longest} tokens with a reply of {steps} is too long: {places} are read")
     replies = [""] * len(rows)
     groups = by_length([len(r) + steps for r in rows], tokens_at_once(hf.device, steps))
     for group in tqdm(groups, desc=progress, leave=False) if progress else groups:
@@ -608,8 +611,8 @@ def trained_weights(
     inside = {"mlp": ".mlp.", "down": a.down_name, "all": "."}
     pair: Any = ranges.get(str(blocks), blocks)
     if str(weights) not in inside or not isinstance(pair, Sequence) or [*map(type, pair)] != [int, int]:
-        raise UserError(f"weights must be mlp, down or all, not {weights!r}; blocks must be site, all or two "
-                        f"numbers, not {blocks!r}")
+        raise UserError("weights are mlp, down or all, and blocks are site, all or two numbers, not "
+                        f"{weights!r} and {blocks!r}")
     first, last = pair
     if not 0 <= first <= last < a.n_layers:
         raise UserError(f"there are no blocks {first} to {last}; this model has blocks 0 to {a.n_layers - 1}")
