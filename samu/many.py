@@ -55,9 +55,10 @@ def one_batch(group: Sequence[Batch]) -> Batch:
 def without_names(exp: Experiment, pool: Sequence[Batch], names: Sequence[str]) -> list[Batch]:
     "Batches without the texts that mention somebody."
     out, terms = [], list(map(plain, names))
+    longer = [n for n in (plain(e.name) for e in exp.entities) if n not in terms and holds(n, terms)]
     for b in pool:
         read = exp.tokenizer.batch_decode(b.ids)
-        stay = torch.tensor([not holds(text, terms) for text in read], device=b.ids.device)
+        stay = torch.tensor([not holds(text, terms, longer) for text in read], device=b.ids.device)
         here = stay[b.batch_index]
         if stay.all():
             out.append(b)

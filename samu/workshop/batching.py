@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'AFTER_FIRST', 'Pair', 'LEAST', 'encode', 'pad_id', 'left_padded', 'Span', 'name_spans', 'joined',
-           'answer_spans', 'text_spans', 'rejoined', 'Batch', 'by_length', 'shared_beginnings', 'batches',
-           'name_tokens', 'width']
+           'answer_spans', 'text_spans', 'after_requests', 'rejoined', 'Batch', 'by_length', 'shared_beginnings',
+           'batches', 'name_tokens', 'width']
 
 # %% ../../nbs/workshop/batching.ipynb #a84d8b19
 from collections import Counter
@@ -95,8 +95,14 @@ def text_spans(
     starts = ((t, len(before) if before.strip() and t.startswith(before) else AFTER_FIRST) for t in texts)
     return [Span(t, start, len(t), i, whole=True) for i, (t, start) in enumerate(starts)]
 
-def rejoined(span: Span, end: str, gap: str) -> Span:  # from `reply_joint`
-    "The span where a reply follows a request as the chat template has it, and not behind a space."
+def after_requests(spans: Sequence[Span], tokenizer: Any) -> list[Span]:
+    "Spans where a reply follows its request as the chat template has it, and not behind a space."
+    before, end, gap = reply_joint(tokenizer)
+    told = before and end == end.rstrip()  # `joined` writes no space behind another
+    return [rejoined(s, end, gap) if told and s.text.startswith(before) else s for s in spans]
+
+def rejoined(span: Span, end: str, gap: str) -> Span:
+    "The span with what the template writes where `joined` wrote a space."
     request, found, reply = span.text.rpartition(f"{end} ")  # the last: a request may hold examples
     cut, by = len(request) + len(end), len(gap) - 1
     start, stop = (x + by * (x > cut) for x in (span.start, span.stop))
@@ -188,9 +194,7 @@ def batches(
 ) -> list[Batch]:              # sorted by length
     "Tokenise, find spans, sort by length, pad. Raises UserError if a span has no token or would be cut."
     rows: dict[Any, tuple[list[int], int, int, int, int]] = {}
-    before, end, gap = reply_joint(tokenizer)
-    if before and end == end.rstrip():  # `joined` writes no space behind another
-        spans = [rejoined(s, end, gap) if s.text.startswith(before) else s for s in spans]
+    spans = after_requests(spans, tokenizer)
     for i, (span, tokens) in enumerate(zip(spans, encode(tokenizer, [s.text for s in spans]), strict=True)):
         may_cut = truncate and span.whole
         if may_cut and len(tokens[0]) < 2:

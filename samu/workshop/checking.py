@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from .store import UserError, cache_folder
 from .tables import is_right, plain
+from .chat import has_template
 from .lm import anatomy, check_output_folder
 from .names import MIN_RIGHT
 from .setups import Experiment
@@ -44,11 +45,11 @@ def about_model(exp: Experiment, check: Check) -> None:
     "Family, size, template, site."
     config, parts = exp.model.config, anatomy(exp.model)
     count = sum(p.numel() for p in exp.model.parameters())
-    template = "yes" if exp.settings.chat else "not used: it continues texts"
+    left_out = "not used: it continues texts" if has_template(exp.tokenizer) else "none: it continues texts"
     check.say("family", f"{config.model_type}, {parts.n_layers} blocks of width {parts.d_model}")
     dtype = str(exp.dtype).removeprefix("torch.")
     check.say("parameters", f"{count / 1e6:,.1f} million, {dtype} on {exp.device}")
-    check.say("chat template", template)
+    check.say("chat template", "yes" if exp.settings.chat else left_out)
     check.say("site", f"the residual stream after block {exp.layer}; --layer chooses another")
 
 # %% ../../nbs/workshop/checking.ipynb #907fbe07

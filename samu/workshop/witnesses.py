@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from .batching import Span, batches, encode
+from .chat import reply_joint
 from .lm import anatomy, logits, residuals_by_layer
 from .measuring import Measurement, blocks_to_read
 from .registry import metric
@@ -61,13 +62,14 @@ def candidate_tokens(exp: Experiment, kind: str) -> list[int]:
     "First tokens of all answers that people of the kind have, and of what is said of unknown names."
     facts = [e.facts for e in exp.entities if e.kind == kind]
     answers = {v[0] for f in facts for v in f.values()} | set(exp.settings.unknown_answers)
-    return sorted({first_token(exp.tokenizer, a) for a in answers})
+    return sorted({first_token(exp, a) for a in answers})
 
 
-def first_token(tokenizer: Any, answer: str) -> int:
-    "The token with which an answer begins in a text."
-    [(ids, offsets)] = encode(tokenizer, [f"is {answer}"])
-    return next(i for i, (_, stop) in zip(ids, offsets, strict=True) if stop > len("is "))
+def first_token(exp: Experiment, answer: str) -> int:
+    "The token with which an answer begins in a text, or a reply in the chat template."
+    begin = "".join(reply_joint(exp.tokenizer)[1:]) if exp.settings.chat else "is "
+    [(ids, offsets)] = encode(exp.tokenizer, [f"{begin}{answer}"])
+    return next(i for i, (_, stop) in zip(ids, offsets, strict=True) if stop > len(begin))
 
 # %% ../../nbs/workshop/witnesses.ipynb #fed283e2
 def head_logprobs(
@@ -368,13 +370,13 @@ def lens_shares(exp: Experiment, asked: Sequence[Any], kind: str) -> Tensor:  # 
     with matmul_dtype(exp.model, exp.matmul):
         h = residuals_by_layer(exp.model, made, blocks)
         item = torch.cat([b.item for b in made]).argsort().cpu()
-        tokens = {a: [first_token(exp.tokenizer, v) for v in sorted(vs)] for a, vs in found.items()}
+        tokens = {a: [first_token(exp, v) for v in sorted(vs)] for a, vs in found.items()}
         every = sorted({t for ts in tokens.values() for t in ts})
         said = torch.stack([head_logprobs(exp, h[i], torch.tensor(every))[item] for i in blocks])
     right = []
     for i, q in enumerate(asked):
         mine = [every.index(t) for t in dict.fromkeys(tokens[q.attribute])]
-        true = {first_token(exp.tokenizer, a) for a in q.answers}
+        true = {first_token(exp, a) for a in q.answers}
         right.append(torch.tensor([every[mine[int(k)]] in true for k in said[:, i, mine].argmax(-1)]))
     return torch.stack(right, 1).float().mean(1)
 
