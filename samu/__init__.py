@@ -35,11 +35,15 @@ def load(
     layer: int | None = None,  # the site is the residual stream after this block; the setup's if None
     dtype: str | None = None,  # "float32" or "bfloat16"; chosen by device and size if None
     only: bool = False,        # your own table takes the place of the setup's
+    chat: bool | None = None,  # False: the model's chat template is left out
+    frozen_bits: int | None = None,  # 8 or 4, for the matrices that are not trained; all as they are if None
 ) -> "Experiment":
     "Load a model with its people. Raises UserError for what cannot be loaded."
     from samu.workshop.setups import Added, load as load_setup
+    if only and people is None:
+        raise UserError("only is for a table of your own; give people, too")
     table = people if only or people is None else Added(people)
-    return load_setup(str(name), people=table, seed=seed, device=device, layer=layer, dtype=dtype)
+    return load_setup(str(name), table, seed, device, layer, dtype, chat, frozen_bits)
 
 # %% ../nbs/workshop/api.ipynb #0cf43f6e
 def unlearn(
@@ -63,7 +67,7 @@ def unlearn(
                                   weights=weights, lora_rank=lora_rank,
                                   keep_facts=tuple(several(keep_facts)) if keep_facts else None)
     given = {k: v for k, v in wishes.items() if v is not None}
-    names = several(target)
+    names = list(dict.fromkeys(several(target)))
     if in_turn and len(names) == 1:
         raise UserError("several people can be forgotten in turn, not one; give more names, or leave it out")
     if len(names) == 1:

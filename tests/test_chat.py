@@ -2,6 +2,7 @@
 import copy
 
 import pytest
+import samu
 import tiny
 from samu.entities import questions
 from samu.workshop import chat, lm, setups
@@ -145,6 +146,9 @@ def test_the_template_can_be_left_out(folder):
     exp = setups.load(str(folder), chat=False)
     assert setups.shown_text(exp, "[user] as it is") == "[user] as it is"
     assert exp.settings.reply_tokens == 5 and not any("[user]" in p.text for p in exp.prompts)
+    assert samu.load(folder, chat=False).prompts == exp.prompts
+    with pytest.raises(UserError, match="only is for a table of your own"):
+        samu.load(folder, only=True)
     planned = sketch(str(folder), chat=False)
     assert planned.settings == exp.settings and planned.prompts == exp.prompts
     about_model(exp, check := Check())  # it said yes

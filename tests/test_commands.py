@@ -87,6 +87,12 @@ def test_whoever_loads_a_setup_can_leave_its_template_out():
     assert {name for name, own in options.items() if "--setup" in own and "--no-chat" not in own} == set()
 
 
+def test_a_kind_that_is_not_kept_is_refused_with_and_without_clear(samu):
+    for clear in ([], ["--clear"]):
+        code, out, err = samu("cache", "--kind", "nope", *clear)
+        assert code == 2 and "nothing of kind 'nope' is kept" in err and not out
+
+
 def test_purge_says_what_it_cannot_reach(samu, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text(json.dumps(dict(target=["Roger Federer"])))

@@ -75,7 +75,7 @@ def sweep(people: Listed, setup: c.Setup = "biographies", methods: Swept = "", s
     out, sweeping = c.writable(out, setup), import_module("samu.workshop.sweeping")
     names, facts = sweeping.names_in(people)
     chosen, loops = c.check_methods(methods), c.numbers(seeds)
-    exp = c.load(setup, people if facts else None, only=facts, no_chat=no_chat, layer=layer)
+    exp = c.load(setup, people if facts else None, no_chat=no_chat, layer=layer)
     targets, unknown = sweeping.known_among(exp, names)
     out.mkdir(parents=True, exist_ok=True)
     import_module("samu.workshop.lm").list_output(out, ["rows.csv"])
@@ -168,8 +168,7 @@ def cache(clear: c.Clear = False, kind: c.Kind = None) -> None:
     from samu.workshop import store
     if clear:
         store.clear(kind)
-    found = store.entries()
-    found = found[found.kind == kind] if kind else found
+    found = store.entries(None if clear else kind)
     c.show(found.to_dict("records"), ["kind", "entries", "megabytes", "newest"], str(store.cache_folder()))
 
 # %% ../../nbs/workshop/commands.ipynb #52212c15

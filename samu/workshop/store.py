@@ -212,8 +212,8 @@ def kept_folders() -> list[Path]:
     "Folders in the cache that this package has made."
     return sorted(f.parent for f in cache_folder().glob(f"*/{TAG}") if b"Kept by samu" in f.read_bytes())
 
-def entries() -> Any:  # a DataFrame: kind, entries, megabytes, newest (local time)
-    "What is kept, one row for each kind."
+def entries(kind: str | None = None) -> Any:  # a DataFrame: kind, entries, megabytes, newest (local time)
+    "What is kept, one row for each kind, or for this one. Raises UserError for a kind that is not there."
     import pandas as pd
     query = "SELECT kind, COUNT(*), SUM(LENGTH(value)) / 1e6, MAX(made) FROM kept GROUP BY kind"
     with database() as connection:
@@ -227,13 +227,14 @@ def entries() -> Any:  # a DataFrame: kind, entries, megabytes, newest (local ti
     frame = pd.DataFrame(rows, columns=["kind", "entries", "megabytes", "newest"])
     total = {"entries": "sum", "megabytes": "sum", "newest": "max"}
     frame = frame.groupby("kind", as_index=False).agg(total).round({"megabytes": 1})
+    if kind is not None and kind not in set(frame.kind):
+        raise UserError(f"nothing of kind {kind!r} is kept; choose from {', '.join(frame.kind) or 'none'}")
+    frame = frame if kind is None else frame[frame.kind == kind]
     return frame.assign(newest=[time.strftime("%Y-%m-%d %H:%M", time.localtime(t)) for t in frame["newest"]])
 
 def clear(kind: str | None = None) -> None:
     "Delete what is kept, but drafts of the last day. Raises UserError for a kind that is not there."
-    kinds = list(entries()["kind"])
-    if kind is not None and kind not in kinds:
-        raise UserError(f"nothing of kind {kind!r} is kept; choose from {', '.join(kinds) or 'none'}")
+    entries(kind)
     with database() as connection:
         connection.execute("DELETE FROM kept WHERE kind = ? OR ? IS NULL", [kind, kind])
         connection.execute("VACUUM")
