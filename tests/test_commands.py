@@ -35,8 +35,9 @@ def test_check_says_what_would_happen_and_trains_nothing(samu, setup, tmp_path):
     name = tiny.people(40)[3]
     code, out, err = samu("check", name, "--setup", setup)
     assert code == 0, err[-2000:]
-    for words in ("llama, 6 blocks of width 32", "not used: it continues texts", "after block 3", "questions right", "may still be given",
-                  "are known", "GB at the peak", "report.json", "this can be run"):
+    for words in ("llama, 6 blocks of width 32", "none: it continues texts", "after block 3",
+                  "questions right", "may still be given", "are known", "GB at the peak", "report.json",
+                  "this can be run"):
         assert words in " ".join(out.split()), words
     assert not (tmp_path / "out").exists() and not list((tmp_path / "cache").glob("saes/*"))
 
