@@ -1,4 +1,4 @@
-"""Does a better dictionary help more? Dictionaries for Gemma 3 270M at names that none was fitted on
+"""Does a better dictionary help more? Dictionaries for Gemma 3 270M at the held-out names of chapter 10
 (dictionaries.csv), and two of them in the loss, on the people on whom settings were chosen
 (dictionaries_compared.csv). Goes on where it stopped.
 
