@@ -61,7 +61,8 @@ def test_half_of_what_is_held_are_names(folder):
     named = held_names(exp, [*(q.text for q in asked), "[user] hello [end]"], moved, 400)
     begun = dict.fromkeys(q.text[:q.stop] for q in asked if q not in moved)
     texts = [exp.tokenizer.decode(row[mask]) for b in named for row, mask in zip(b.ids, b.mask, strict=True)]
-    assert len(texts) == len(begun) < len({q.text[:q.stop] for q in asked}) and all(any(q.name in t for q in asked) and "[end]" not in t for t in texts)
+    assert len(texts) == len(begun) < len({q.text[:q.stop] for q in asked})
+    assert all(any(q.name in t for q in asked) and "[end]" not in t for t in texts)
     for b in named:
         for row, mask, text in zip(b.ids, b.mask, range(len(b)), strict=True):
             places = b.position[b.batch_index == text]

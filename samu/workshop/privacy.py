@@ -255,5 +255,5 @@ def purge(
     names, answers = terms_of(name, entities, aliases)
     others = {plain(tidy(n)) for e in entities for n in (e.name, *e.aliases)} - set(names)
     longer, terms = [n for n in others if holds(n, names)], names + answers
-    own = [f for folder in folders for f in purge_folder(folder, names, longer)]
-    return [*purge_store(terms), *purge_cache_files(terms), *own]
+    return [*purge_store(terms), *purge_cache_files(terms),
+            *(f for folder in folders for f in purge_folder(folder, names, longer))]
