@@ -46,6 +46,11 @@ def load(
     return load_setup(str(name), table, seed, device, layer, dtype, chat, frozen_bits)
 
 # %% ../nbs/workshop/api.ipynb #0cf43f6e
+def _refuse_other(given: Any, field: str, maker: str) -> None:
+    "Raise UserError for what is not an object that the named function returns, such as its folder."
+    if not hasattr(given, field):
+        raise UserError(f"give what samu.{maker} returns, not {given!r:.60}")
+
 def unlearn(
     exp: "Experiment",             # its model is changed in place
     target: str | Sequence[str],   # who is to be forgotten; one name or several
@@ -67,6 +72,7 @@ def unlearn(
                                   weights=weights, lora_rank=lora_rank,
                                   keep_facts=tuple(several(keep_facts)) if keep_facts else None)
     given = {k: v for k, v in wishes.items() if v is not None}
+    _refuse_other(exp, "entities", "load")
     names = list(dict.fromkeys(several(target)))
     if in_turn and len(names) == 1:
         raise UserError("several people can be forgotten in turn, not one; give more names, or leave it out")
@@ -83,6 +89,7 @@ def evaluate(
 ) -> "pd.Series":                          # metric -> value, with the method's name
     "Metrics of a run (chapter 06)."
     from samu.evaluation import evaluate as measure
+    _refuse_other(run, "targets", "unlearn")
     return measure(run, metrics)
 
 def compare(
@@ -96,6 +103,7 @@ def compare(
 ) -> "pd.DataFrame":                # a row for each target, seed and method, and for the originals
     "Methods, people and seeds side by side (chapter 06)."
     from samu.evaluation import compare as side_by_side
+    _refuse_other(exp, "entities", "load")
     return side_by_side(exp, targets, methods, seeds, file=file, workers=workers, metrics=metrics)
 
 def audit(

@@ -95,6 +95,13 @@ def test_a_name_that_means_something_else_is_refused():
     assert done.stdout.strip() == f"{[True] * 6} {[True] * 2} {[True] * 4}", done.stderr[-2000:]
 
 
+def test_a_folder_in_the_place_of_an_experiment_or_a_run_is_refused():
+    for call, maker in ((lambda: samu.unlearn("out/model", "A"), "load"), (lambda: samu.compare("out/model", "A", "npo"), "load"),
+                        (lambda: samu.evaluate("out/model"), "unlearn")):
+        with pytest.raises(samu.UserError, match=f"give what samu.{maker} returns, not 'out/model'"):
+            call()
+
+
 NAMED = "from samu.forgetting import method_named; print([method_named(m).name for m in {names}])"
 
 

@@ -139,6 +139,8 @@ def test_without_typer_one_line_says_what_to_install(folder):
         (["unlearn", TARGET.name, "--method", "nonsense", "--out", "bad"], ["'nonsense'"]),
         (["unlearn", TARGET.name, "--people", "gone.csv", "--out", "bad"], ["gone.csv"]),
         (["--code", "gone.py", "setups"], ["gone.py", "--code"]),
+        (["setups", "--code", "gone.py"], ["gone.py", "--code"]),
+        (["unlearn", TARGET.name, "--alias", " ", "--out", "bad"], ["--alias", "empty"]),
         (["cache", "--clear", "--kind", "nonsense"], ["'nonsense'"]),
         (["unlearn", TARGET.name, OTHER.name, "--alias", "X", "--out", "bad"], ["--alias", "one person"]),
         (["unlearn", TARGET.name, "--push-to", "me/model", "--out", "bad"], ["--push-to", "token"]),
@@ -399,8 +401,8 @@ def test_two_people_at_once(demo, samu, folder):
 
 def test_a_second_person_from_a_saved_model(demo, samu, folder):
     before = contents(folder / "demo")
-    complaint(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "demo/model"), "original model")
-    complaint(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "."), "original model")
+    complaint(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "demo/model"), "the model that is read")
+    complaint(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "."), "the model that is read")
     good(samu("unlearn", SECOND.name, "--setup", "demo/model", "--out", "second"))
     assert contents(folder / "demo") == before
     card = read_card(folder / "second" / "model")
@@ -564,12 +566,24 @@ def test_compare(samu, folder):
     assert (folder / "side" / "rows.csv").read_bytes() == before  # seconds and all: nothing was run again
 
 
+def test_results_of_another_command_or_person_are_not_replaced(demo, samu, folder):
+    good(samu("unlearn", OTHER.name, "--method", "match", "--steps", 2, "--out", "his"))
+    before = contents(folder / "his")
+    for words, told in ((("compare", OTHER.name), "command = 'unlearn'"), (("demo",), "command = 'unlearn'"),
+                        (("unlearn", SECOND.name), OTHER.name), (("check", SECOND.name), OTHER.name),
+                        (("unlearn", OTHER.name, "--setup", "demo/model"), "setup = 'biographies'")):
+        complaint(samu(*words, "--out", "his"), told, "another --out")
+    assert contents(folder / "his") == before
+    good(samu("unlearn", OTHER.name, "--method", "match", "--steps", 3, "--out", "his"))  # the same request, once more
+
+
 def test_audit(demo, samu, folder):
     said = good(samu("audit", "demo", "--device", "cpu"))
     [person] = read(folder / "demo" / "audit" / "report.json")["people"]
     assert said.startswith(f"{person['verdict']}\nwritten to ")
     assert {"report.json", "audit.html"} <= {p.name for p in (folder / "demo" / "audit").iterdir()}
     assert TARGET.facts["birthplace"][0] not in (folder / "demo" / "audit" / "audit.html").read_text("utf-8")
+    complaint(samu("audit", "demo", "--alias", OTHER.name, "--out", "alias"), "is no other name of")
 
 
 # --- Damaged folders
@@ -630,7 +644,7 @@ def test_an_sae_that_does_not_fit(demo, samu, folder, width, layer):
     StandardSAE(StandardSAEConfig(d_in=width, d_sae=16, metadata=metadata)).save_model(folder / f"sae{width}")
     before = contents(folder / "demo")
     complaint(
-        samu("unlearn", TARGET.name, "--sae", f"sae{width}", "--out", "demo"),
+        samu("unlearn", TARGET.name, "--sae", f"sae{width}", "--out", f"with{width}"),
         str(width) if width == 48 else "blocks.2",
     )
     assert contents(folder / "demo") == before

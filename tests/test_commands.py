@@ -131,7 +131,7 @@ def test_words_of_a_file(tmp_path):
         assert console.config_defaults(file, commands) == dict(
             unlearn=dict(steps=5, lora_rank=4, alias=as_list), audit=dict(out="a", seeds="0,1"))
     for text, says in [("steps =", "not valid TOML"), ("stepz = 1", "no command takes 'stepz'"),
-                       ("[unlearn]\nout = 1", "unlearn takes no 'out'"), ("[nothing]\na = 1", "takes 'nothing'")]:
+                       ("[unlearn]\nout = 1", "unlearn takes no 'out'"), ("steps = true", "steps takes a value, not true"), ("[nothing]\na = 1", "takes 'nothing'")]:
         file.write_text(text)
         with pytest.raises(UserError, match=says):
             console.config_defaults(file, commands)
@@ -195,6 +195,9 @@ def test_blocks():
 
 def test_a_config_file_is_used(samu, setup, tmp_path):
     (tmp_path / "c.toml").write_text(f'setup = "{setup}"\n[entities]\ngrade = "wrong"\n')
+    for words in (("--config", "c.toml", "entities"), ("entities", "--config", "c.toml"), ("entities", "--config=c.toml")):
+        code, out, err = samu(*words)
+        assert code == 2 and "not 'wrong'" in err, err[-2000:]
     (tmp_path / "n.toml").write_text("people = 7\n")
     code, out, err = samu("--config", "n.toml", "entities", "--setup", setup)
     assert code == 2 and "no file '7'" in err

@@ -384,6 +384,9 @@ def test_prompts(tmp_path):
     for few in (default_prompts(table)[:2], [replace(p, kind="t") for p in default_prompts(table)], []):
         with pytest.raises(UserError, match="no prompt with split"):
             check_prompts(table, few)
+    for idle in (dict(kind="S"), dict(attribute="g")):  # passed over, it would be a question that is never asked
+        with pytest.raises(UserError, match="no row of the table has that fact"):
+            check_prompts(table, [*default_prompts(table), replace(default_prompts(table)[0], **idle)])
 
 
 def test_package_tables_are_sound():

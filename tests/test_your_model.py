@@ -128,7 +128,7 @@ def test_a_leak_behind_another_name_is_found_by_the_audit(exp, quick, tmp_path, 
 
 
 def test_alias_as_an_option(folder):
-    exp = setups.with_aliases(setups.load(str(folder), device="cpu"), tiny.people(24)[1], ["Herr  Ypsilon"])
+    exp = setups.with_aliases(setups.load(str(folder), device="cpu"), tiny.people(24)[1:2], ["Herr  Ypsilon"])
     assert exp.find("herr ypsilon").aliases == ("Herr Ypsilon",) and exp.own_table
 
 
@@ -216,6 +216,7 @@ def test_moved_and_audited_again(exp, folder, quick, tmp_path):
     (tmp_path / "out").rename(tmp_path / "moved")
     again = saved_run(tmp_path / "moved" / "model")
     assert again.targets == (NAME,) and again.config.keep_facts == (stays,) and again.exp.find(ALIAS).name == NAME
+    assert saved_run(tmp_path / "moved" / "model", alias=["Herr Zett"]).exp.find("Herr Zett").name == NAME
     small(again.exp)
     report = chapter.audit(again, tmp_path / "audit")["people"][0]
     assert report["kept"]["attributes"] == [stays] and stays not in report["attributes"]

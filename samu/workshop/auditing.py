@@ -24,7 +24,7 @@ from .measuring import Measurement
 from .plots import ORIGINAL, PALETTE, TARGET, UNKNOWN, address, curves, figure, rendered
 from .privacy import forgotten_names, read_card
 from .registry import Metric
-from .setups import Experiment, LoopConfig, load_saved, shown_text, without_chat
+from .setups import Experiment, LoopConfig, load_saved, shown_text, with_aliases, without_chat
 from .statistics import meets, wilson
 from .store import (
     UserError, atomic_write, kept, key_of, samu_version, tensors_hash, versions)
@@ -54,6 +54,7 @@ def check_card(
 def saved_run(
     folder: Path,           # written by `Run.save`
     chat: bool = True,      # False: ask without the chat template
+    alias: Sequence[str] = (), # further names to ask under
     **where: Any,           # `base` and `people`, as in `load_saved`
 ) -> Run:                   # not in the model yet
     "A saved run on its original model. Raises UserError for another folder, or one that is not as recorded."
@@ -70,6 +71,7 @@ def saved_run(
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))
     cost = dict(seconds=math.nan, step_ms=math.nan, peak_mb=math.nan)  # of training: not recorded
     names = tuple(forgotten_names(card, base.entities))
+    base = with_aliases(base, names, alias)
     made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["settings"].items()}
     config = LoopConfig(**{f.name: made[f.name] for f in fields(LoopConfig) if f.name in made})
     return Run(base, names, card["method"], config, card["seed"], history, **cost,
@@ -251,7 +253,8 @@ def left_open(
     lines = ["That nothing at all is left. Tests can find something; they cannot show that there is nothing.",
              f"Rare slips. Each person was asked about plainly with {n} questions; with none answered, the "
              f"true share could be {bound}. Questions about one fact are alike, so it is wider.",
-             "Other names of the same person than those above: nicknames, initials, misspellings.",
+             "Other names of the same person than those above: nicknames, initials, misspellings (samu audit "
+             "--alias asks under one).",
              "Languages that were not asked in, and conversations of more than one turn.",
              "Attacks that were not tried: longer training, other texts, ways of asking not thought of.",
              "Other copies. This is about the file named below, not about the original or its backups.",

@@ -135,8 +135,8 @@ def about_files(exp: Experiment, out: Path, check: Check) -> None:
     "What would be written where. Raises UserError for a folder that cannot be written, or a full disk."
     folder = check_output_folder(out, exp.folder)
     size = exp.model.num_parameters() * exp.dtype.itemsize
-    check.say("results", f"{folder}: report.json, report.csv, figure.png, private.json (names), and model/ "
-              f"({gigabytes(size)} GB, without names)")
+    check.say("results", f"{folder}: report.json, report.csv, figure.png, samu.log, private.json (names), "
+              f"and model/ ({gigabytes(size)} GB, without names)")
     check.say("kept for later", f"{cache_folder()}: answers, dictionary, runs; samu purge takes a person "
               "out")
     there = next(p for p in (folder, *folder.parents) if p.exists())

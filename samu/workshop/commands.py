@@ -34,6 +34,7 @@ Split = Annotated[str, typer.Option(help="TOFU's: forget01, forget05 or forget10
 Subject = Annotated[str, typer.Option(help="RWKU's: whose probes")]
 Gold = Annotated[Path | None, typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
+Graded = Annotated[bool, typer.Option("--graded", help="with points and hidden tests, for nbgrader")]
 Tokens = Annotated[int, typer.Option(help="longest reply, in tokens", min=1)]
 
 # %% ../../nbs/workshop/commands.ipynb #f3609ff6
@@ -43,6 +44,7 @@ def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = Non
           device: c.Device = None, out: c.Out = Path("out/unlearn"), frozen_bits: c.Bits = None) -> None:
     "What forgetting would need, do and write; nothing is trained."
     c.check_methods(method)
+    c.refuse_replacing(out, dict(command="unlearn", names=names, setup=setup))
     exp = c.load(setup, people, names if alias else (), only, alias, no_chat, layer=layer, device=device,
                  frozen_bits=frozen_bits)
     where = layer is None and setup not in SETUPS
@@ -179,6 +181,6 @@ def course() -> None:
     c.show(table.to_dict("records"), list(table.columns), f"{table.hours.sum():.0f} hours in all")
 
 @tools.command()
-def student(out: c.Out, graded: bool = False) -> None:
+def student(out: c.Out, graded: Graded = False) -> None:
     "Exercise notebooks: with folded solutions and without; or, graded, for nbgrader."
     print(f"{len(import_module('samu.workshop.course').make_copies(out, graded))} notebooks written to {out}")

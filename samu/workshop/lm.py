@@ -740,7 +740,7 @@ def check_output_folder(folder: str | Path, source: str | Path | None = None) ->
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long a name, a zero byte
         raise UserError(f"{str(folder)!r} cannot be a folder ({error}); choose another one") from None
     if source is not None and Path(source).is_dir() and Path(source).resolve().is_relative_to(target):
-        raise UserError(f"{str(folder)!r} holds the original model; choose another folder for the result")
+        raise UserError(f"{str(folder)!r} holds the model that is read; choose another folder for the result")
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{str(folder)!r} cannot be made: {str(there)!r} is no folder that may be written")
     for file in _foreign(target) if target.is_dir() else ():

@@ -31,6 +31,7 @@ from .runtime import matmul_dtype
 from .batching import batches, encode, name_spans
 from .lm import (anatomy, check_bits, load_config, load_tokenizer, next_tokens, refuse_few_bits,
                               tokens_at_once, trained_weights)
+from .privacy import read_card
 from .sae_files import JumpReLU
 from .setups import (Added, Experiment, LoopConfig, People, at_layer, in_its_form, load,
                                   middle_block, people_in, settings_for)
@@ -347,6 +348,7 @@ def sketch(
         return load(setup, people, layer=layer, **options)
     place = str(expanded(setup)) if expanded(setup).is_dir() else setup
     config, tokenizer = load_config(place), load_tokenizer(place)
+    card = read_card(Path(place)) if (Path(place) / "samu.json").is_file() else {}
     entities, prompts = people_in(Path(place), people)
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
@@ -355,7 +357,8 @@ def sketch(
     settings = settings_for(blocks, middle if layer is None else layer, config.get_text_config().hidden_size)
     exp = Experiment(setup, hf.eval(), tokenizer, middle, entities, prompts, ordinary_prose(), 0, None,
                      settings, "")
-    return at_layer(in_its_form(exp, chat), layer)
+    exp = in_its_form(exp, chat and card.get("chat", True))
+    return at_layer(exp, card.get("layer") if layer is None else layer)
 
 # %% ../../nbs/workshop/planning.ipynb #d7593fcf
 REACHED = 0.4  # share of a large product's speed that a step reaches

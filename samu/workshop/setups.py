@@ -22,13 +22,13 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
-from .registry import PARTS, SETUPS, expanded, nearest, part, register_setup, whole
+from .registry import PARTS, SETUPS, expanded, nearest, part, register_setup, whole, word
 from .store import (UserError, atomic_folder, cache_folder, digest, file_hash, find_many,
                                  keep_many)
 from .runtime import Device, matmul_dtype, pick_matmul_dtype, threads_for
 from .tables import (Entity, Prompt, Question, aliased, check_names, check_prompts, checked,
                                   default_prompts, find_entity, ordinary_prose, read_entities, read_prompts,
-                                  real_entities, real_prompts, right_share, tidy, with_added)
+                                  real_entities, real_prompts, refuse_shared, right_share, tidy, with_added)
 from .leaks import names_in
 from .batching import joined
 from .lm import (
@@ -189,7 +189,7 @@ class Experiment(Parts):
 
     def find(self, name: str) -> Entity:
         "The entity called `name`. Raises UserError with the nearest names for one that is not there."
-        return find_entity(self.entities, name, self.name)
+        return find_entity(self.entities, word(name), self.name)
 
     def ask(self, questions: Sequence[Question], progress: str | None = None) -> list[str]:
         "What the model, as it is now, replies. A prompt that was asked before is answered from the store."
@@ -436,11 +436,17 @@ def without_chat(
 
 def with_aliases(
     exp: Experiment,
-    name: str,               # somebody in the table
-    aliases: Sequence[str],  # other names of the same person; may be none
+    names: Sequence[str],             # who is to be forgotten
+    aliases: Sequence[str] | None,    # other names of that person; may be none
 ) -> Experiment:
-    "The same experiment with further names of one person. Raises UserError for names that cannot be written."
-    person = exp.find(name)
+    """The same experiment with further names of one person.
+
+    Raises UserError for several people, and for names that cannot be written or are somebody else's.
+    """
+    refuse_shared(names, aliases)
+    if not aliases:
+        return exp
+    person = exp.find(names[0])
     known_by = aliased(person, [*person.aliases, *map(tidy, aliases)])
     if known_by == person:
         return exp

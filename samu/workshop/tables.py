@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ZERO_WIDTH', 'GLUED', 'COLUMNS', 'PROMPT_COLUMNS', 'Row', 'PHRASINGS', 'Entity', 'AliasedEntity', 'Prompt',
-           'Question', 'tidy', 'plain', 'is_right', 'right_share', 'read_text', 'cell_text', 'aliased', 'parted',
-           'refuse_repeated', 'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts',
+           'Question', 'tidy', 'plain', 'is_right', 'right_share', 'read_text', 'cell_text', 'aliased', 'refuse_shared',
+           'parted', 'refuse_repeated', 'read_entities', 'checked', 'read_prompts', 'with_added', 'default_prompts',
            'check_prompts', 'check_names', 'renamed', 'find_entity', 'data_file', 'real_entities', 'real_prompts',
            'ordinary_prose']
 
@@ -201,6 +201,16 @@ def aliased(
     found = tuple(dict.fromkeys(a for a in aliases if a != entity.name))
     return AliasedEntity(entity.name, entity.kind, entity.facts, found) if found else entity
 
+def refuse_shared(
+    names: Sequence[str],           # people
+    aliases: Sequence[str] | None,  # one's; may be none
+) -> None:
+    "Raise UserError for further names of several people, and for an empty one."
+    if aliases and len(names) != 1:
+        raise UserError("--alias is for one person; for several, write a column alias into the table")
+    if aliases and not all(map(tidy, aliases)):
+        raise UserError("--alias is another name of the person, not an empty word")
+
 def parted(
     entity: Entity,
     kept: Sequence[str],      # attributes that stay; may be empty
@@ -348,14 +358,19 @@ def default_prompts(entities: Iterable[Entity]) -> list[Prompt]:  # four for eac
             for kind, attribute in pairs for form, split, text in PHRASINGS]
 
 def check_prompts(entities: Iterable[Entity], prompts: Iterable[Prompt]) -> None:
-    "Raise UserError for the first kind or fact that no prompt for losses, or no prompt for scores, asks for."
+    "Raise UserError for the first fact that no prompt of a split asks for, and prompt that asks for no fact."
     asked = {(p.kind, p.attribute, p.split) for p in prompts}
     kinds = ", ".join(dict.fromkeys(p.kind for p in prompts))
-    for kind, attribute in dict.fromkeys((e.kind, a) for e in entities for a in e.facts):
+    facts = dict.fromkeys((e.kind, a) for e in entities for a in e.facts)
+    for kind, attribute in facts:
         for split in ("loss", "score"):
             if (kind, attribute, split) not in asked:
                 raise UserError(f"no prompt with split {split!r} asks for {attribute!r} of kind {kind!r} "
                                 f"(there are prompts for {kinds}); add one, or leave the prompts out")
+    for p in prompts:
+        if (p.kind, p.attribute) not in facts:
+            raise UserError(f"the prompt {p.text!r} asks for {p.attribute!r} of kind {p.kind!r}, and no "
+                            "row of the table has that fact; correct it, or take it out")
 
 # %% ../../nbs/workshop/tables.ipynb #f0e9534e
 def check_names(entities: Sequence[Entity], tokenizer: Any) -> None:
