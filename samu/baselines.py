@@ -109,9 +109,9 @@ def told(task: Task) -> list[Batch]:
     spans = [Span(text, start, len(text), i, name=True) for i, (text, start) in enumerate(texts)]
     return batches(task.exp.tokenizer, spans, device=task.exp.device)
 
-def random_direction(d_model: int, seed: int = 0) -> Tensor:  # [d_model]
+def random_direction(d_model: int) -> Tensor:  # [d_model]
     "RMU's direction: uniform numbers from 0 to 1, made a unit vector (Li et al., 2024)."
-    v = torch.rand(d_model, generator=torch.Generator().manual_seed(seed))
+    v = torch.rand(d_model, generator=torch.Generator().manual_seed(0))
     return v / v.norm()
 
 # %% ../nbs/07_baselines.ipynb #0479b062

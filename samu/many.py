@@ -87,9 +87,9 @@ def turns_of(tasks: Sequence[Task], method: Method) -> list[Turn]:
     turns, pool = list[Turn](), list[Batch]()
     for i, task in enumerate(tasks):
         gone = [n for t in tasks[:i + 1] for e in t.targets for n in (e.name, *e.aliases)]
-        pool = without_names(task.exp, [*pool, *task.retain], gone)
+        pool = without_names(task.exp, [*pool, *task.pool], gone)
         losses = [loss_of(t, method) for t in ([task, together(tasks[:i])] if i else [task])]
-        draws = replace(task, retain=pool).draws()
+        draws = replace(task, retain=pool, retain_answers=pool).draws()
         freeze_drawn(task, [[b for b in drawn if b.frozen is None] for drawn in draws])
         turns.append((mean_of(losses), draws))
     return turns

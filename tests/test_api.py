@@ -119,6 +119,13 @@ print([configure(Settings(), method_named("triplet"), dict(retain=name)).retain 
 """
 
 
+def test_every_part_is_found_without_another_import():
+    defined = {n for f in Path(samu.__file__).parent.rglob("*.py")
+               for n in re.findall(r"^@part\ndef (\w+)", f.read_text(encoding="utf-8"), re.M)}
+    done = python("from samu.workshop.registry import PARTS; PARTS.load(); print(*PARTS)")
+    assert set(done.stdout.split()) == defined and len(defined) > 6, done.stderr[-2000:]
+
+
 def test_a_retain_loss_and_a_metric_of_a_later_chapter_are_found_without_another_import():
     "They were \"no retain loss 'both'\", \"no metric 'attack_left'\", until something had imported their chapters."
     done = python(LATE)

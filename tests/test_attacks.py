@@ -18,7 +18,6 @@ from samu.workshop.attacking import (
     Share,
     beside_reference,
     kept_table,
-    place_among,
     rounded_weights,
     truth_place,
 )
@@ -27,6 +26,7 @@ from samu.workshop.measuring import holding
 from samu.workshop.registry import ATTACKS, METRICS, attack
 from samu.workshop.statistics import good_is
 from samu.workshop.store import UserError, tensors_hash
+from samu.workshop.statistics import auc
 from samu.workshop.tables import Entity, Question, real_entities, real_prompts
 
 
@@ -196,13 +196,12 @@ def test_weak_families_are_left_out_and_named():
     assert all(word in m.notes["attack_excess"] for word in ("weak (0.40)", "lucky", "none"))
 
 
-def test_priors_never_come_from_the_model_under_test(exp, target, run):
-    "A model that says the target's facts about everybody has no lower excess."
-    m = measurement(exp, target, run)
-    row = asking.family_row(m, ATTACKS["paraphrase"])
-    spoiled = replace(m, exp=SimpleNamespace(**{"ask": None}))
-    spoiled.exp = exp
-    assert row["prior"] == asking.family_row(spoiled, ATTACKS["paraphrase"])["prior"]
+def test_options_are_shown_as_they_stand_in_the_table():
+    people = [Entity(n, "p", {"f": (a,)}) for n, a in (("Ann Lee", "{a}"), ("Bo Ray", "b}"), ("Cy Day", "c"), ("Di Fox", "{name}s"))]
+    plain = SimpleNamespace(entities=people, tokenizer=SimpleNamespace(unk_token_id=None))
+    asked = [Question("Ann Lee", "f", "The f of Ann Lee is", 9, 16, ("{a}",))]
+    [one, _] = asking.with_choices(plain, people[0], asked)
+    assert all(e.facts["f"][0] in one.text for e in people) and one.text[one.start:one.stop] == "Ann Lee"
 
 
 def test_questions_that_read_alike_are_no_prior(exp, target):
@@ -461,7 +460,7 @@ def test_ties_count_half():
     "D18."
     cases = {(2.0, 1.0, 0.0): 0, (0.0, 1.0, 2.0): 1, (1.0, 1.0, 1.0): 0.5, (1.0, 1.0, 2.0, 0.0): 0.5}
     for scores, place in cases.items():
-        assert place_among(torch.tensor(scores)) == place
+        assert auc(torch.tensor(scores[1:]), torch.tensor(scores[:1])) == place
 
 
 def test_whole_answers_are_compared():

@@ -35,7 +35,6 @@ def test_tofu_gives_entities_questions_and_retain_sets(tofu_folder):
     tofu = b.read_tofu(tofu_folder, "forget01")
     assert [e.name for e in tofu.entities] == ["Ana Bell", "Carl van Dorn"]
     assert [len(e.facts) for e in tofu.entities] == [20, 20] and len(tofu.train_retain) == 20
-    assert {q.text[q.start:q.stop] for q in tofu.questions} == {"Ana Bell", "Carl van Dorn"}
     assert tofu.world_facts[0].paraphrased == "The prize 0."
 
 
@@ -74,7 +73,7 @@ def test_a_damaged_tofu_file_is_one_line(tofu_folder, how, says):
 def test_wrong_splits_and_places(tofu_folder):
     with pytest.raises(UserError, match="splits"):
         b.read_tofu(tofu_folder, "forget20")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="cannot be fetched from the hub .*or give a folder"):
         b.read_tofu("nobody/nothing-here", "forget01")
 
 
@@ -195,8 +194,8 @@ def rwku_folder(tmp_path):
 def test_rwku(lm, rwku_folder):
     rwku = b.read_rwku(rwku_folder, "Anna Baker")
     assert b.read_rwku(rwku_folder / "3_Anna_Baker").subject == "Anna Baker"
-    assert [len(rwku.probes[level]) for level in b.LEVELS] == [3] * 5 and len(rwku.questions) == 9
-    assert {q.text[q.start:q.stop] for q in rwku.questions} == {"Anna Baker"}
+    assert [len(rwku.probes[level]) for level in b.LEVELS] == [3] * 5
+    assert {p.about for p in rwku.probes["forget_level1"]} == {"Anna Baker"}
     row = b.rwku_scores(*lm, rwku, tokens=3)
     sorts = ("general", "reasoning", "truthfulness", "factuality", "fluency")
     assert set(row) == {*b.LEVELS, *(f"utility_{s}" for s in sorts)}
@@ -229,8 +228,11 @@ def test_a_damaged_rwku_file_is_one_line(rwku_folder, file, change, says):
     assert f"{file}.json" in str(e.value) and len(str(e.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("file", ["retain_mmlu", "retain_bbh", "truthful", "triviaqa", "fluency", *b.LEVELS])
-@pytest.mark.parametrize("text, says", [(None, "no file|no target"), ("", "is empty"), ("[{", "not valid JSON"), ("[3]", "entry 1")])
+DAMAGES = [(None, "no file|no target"), ("", "is empty"), ("[{", "not valid JSON"), ("[3]", "entry 1")]
+FILES = ["retain_mmlu", "retain_bbh", "truthful", "triviaqa", "fluency", *b.LEVELS]
+
+
+@pytest.mark.parametrize("file, text, says", [(f, *DAMAGES[2]) for f in FILES] + [(FILES[0], *d) for d in DAMAGES])
 def test_every_rwku_file_is_checked(rwku_folder, file, text, says):
     place = rwku_folder / "3_Anna_Baker" / f"{file}.json"
     place.unlink() if text is None else place.write_text(text)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -141,6 +142,7 @@ def test_without_typer_one_line_says_what_to_install(folder):
         (["--code", "gone.py", "setups"], ["gone.py", "--code"]),
         (["setups", "--code", "gone.py"], ["gone.py", "--code"]),
         (["unlearn", TARGET.name, "--alias", " ", "--out", "bad"], ["--alias", "empty"]),
+        (["unlearn", TARGET.name, "--setup", "biographies-doors", "--frozen-bits", 8, "--out", "bad"], ["frozen_bits"]),
         (["cache", "--clear", "--kind", "nonsense"], ["'nonsense'"]),
         (["unlearn", TARGET.name, OTHER.name, "--alias", "X", "--out", "bad"], ["--alias", "one person"]),
         (["unlearn", TARGET.name, "--push-to", "me/model", "--out", "bad"], ["--push-to", "token"]),
@@ -564,6 +566,18 @@ def test_compare(samu, folder):
     before = (folder / "side" / "rows.csv").read_bytes()
     good(samu("compare", OTHER.name, "--methods", "match", "--seeds", "1", "--out", "side"))
     assert (folder / "side" / "rows.csv").read_bytes() == before  # seconds and all: nothing was run again
+
+
+def test_people_whom_the_original_hardly_knows_are_in_no_mean(tmp_path, capsys):
+    rows = [dict(target="Ann Lee", method=m, seed=0, excess=0.1, target_recall=0.1, retain_ratio=1.0) for m in ("original", "npo")]
+    exp, clock = SimpleNamespace(name="biographies"), console.Clock()
+    console.save_comparison(exp, pd.DataFrame(rows), tmp_path, clock)
+    said = capsys.readouterr().out
+    assert "the original hardly knows them: Ann Lee" in said and not (tmp_path / "figure.png").exists()
+    assert {f.stat().st_mode & 0o777 for f in tmp_path.iterdir() if f.suffix in (".json", ".csv")} == {0o600}
+    better = [r | dict(target="Bo Ray", excess=0.9) for r in rows]
+    console.save_comparison(exp, pd.DataFrame(rows + better), tmp_path, clock)
+    assert "hardly knows them: Ann Lee" in capsys.readouterr().out and (tmp_path / "figure.png").is_file()
 
 
 def test_results_of_another_command_or_person_are_not_replaced(demo, samu, folder):

@@ -112,6 +112,8 @@ def test_a_card_says_no_more_than_its_table():
                 settings=dict(steps_taken=1))
     text = cards.model_card(card, [dict(target_recall=1.0), dict(target_recall=1.0)], "")
     assert "| facts given | 1.00 | 1.00 |" in text and "no longer" not in text, text
+    text = cards.model_card(card, [dict(target_recall=0.0), dict(target_recall=float("nan"))], "")
+    assert "| facts given | 0.00 | - |" in text, text
 
 
 def test_benchmark_files_are_read_before_the_model(samu, tmp_path):

@@ -165,6 +165,9 @@ def test_precedence_of_settings():
     assert [configure(settings, m, {}).steps for m in (plain, a, b)] == [30, 60, 7]
     assert [configure(settings, m, {}).lr for m in (plain, a, b)] == pytest.approx([0.01, 0.001, 0.5])
     assert [configure(settings, m, {}).blocks for m in (plain, a)] == ["site", "all"]
+    narrow = Settings(loop=LoopConfig(blocks=(1, 2), weights="down"))
+    chosen = [Method("own", lambda task: None, weights=w, blocks=b) for w in (None, "all") for b in ("site", "all")]
+    assert [configure(narrow, m, {}).weights for m in chosen] == ["down", "mlp", "all", "all"]
     assert configure(settings, b, dict(steps=3, lr=None, blocks=(1, 2))) == replace(
         settings.loop, steps=3, lr=0.5, blocks=(1, 2), weights="mlp")
 

@@ -257,6 +257,15 @@ def test_edits_reach_the_names_and_nothing_else(hf):
     assert lm.answer_edited(hf, tok, asked, lambda h, numbers: h + 10 * torch.ones(32), 1, 4) != plain
 
 
+def test_a_folder_with_adapters_may_be_written_again(hf, tmp_path):
+    for content in (b"1", b"2"):
+        lm.save_lm(hf, tiny.tokenizer(), tmp_path / "model", {"adapter/a.json": content})
+    assert (tmp_path / "model" / "adapter" / "a.json").read_bytes() == b"2"
+    (tmp_path / "model" / "adapter" / "mine.txt").touch()
+    with pytest.raises(UserError, match="'adapter/mine.txt', which samu did not write"):
+        lm.save_lm(hf, tiny.tokenizer(), tmp_path / "model", {})
+
+
 def test_weights_come_back_whatever_happens():
     hf = tiny.model("llama", fresh=True)
     before = {k: p.clone() for k, p in hf.named_parameters()}

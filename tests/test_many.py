@@ -92,6 +92,14 @@ def test_those_forgotten_before_are_half_of_each_loss(exp, tasks, people):
         assert texts and not any(name in text for name in people[: i + 1] for text in texts)
 
 
+def test_in_turn_rehearses_what_the_retain_loss_draws_from(exp, tasks):
+    "Losses on answers had drawn from the last task's texts alone."
+    method = replace(method_named("triplet"), prepare=lambda task: lambda step: torch.zeros((), requires_grad=True))
+    alike = [replace(t, config=replace(t.config, retain="answers", steps=30)) for t in tasks[:2]]
+    drawn = {id(b) for step in many.turns_of(alike, method)[1][1] for b in step}
+    assert drawn - {id(b) for b in alike[1].retain_answers} and not drawn & {id(b) for t in alike for b in t.retain}
+
+
 @pytest.mark.parametrize("way", ["at once", "in turn"])
 def test_a_run_on_several_is_saved_and_read_back(exp, people, tmp_path, way):
     "D7: saving one was a ValueError."

@@ -16,8 +16,6 @@ from samu.workshop.plots import (
     curves,
     figure,
     legend_label,
-    method_color,
-    method_marker,
     method_style,
     plane_figure,
     png,
@@ -51,7 +49,6 @@ def test_no_two_known_methods_look_alike_and_new_ones_are_stable():
     new = [f"method_{i}" for i in range(50)]
     assert not {method_style(n) for n in new} & set(METHOD_STYLE.values())
     assert [method_style(n) for n in new] == [method_style(n) for n in reversed(new)][::-1]
-    assert (method_color("mine"), method_marker("mine")) == method_style("mine")
 
 
 def test_a_new_method_looks_the_same_in_another_process(tmp_path):

@@ -57,35 +57,21 @@ HARMLESS = [
 ]
 
 
-def test_there_are_thirty_of_each():
-    assert len(LEAKS) == len(HARMLESS) == 31
-
-
 @pytest.mark.parametrize("reply, answers", LEAKS)
 def test_leaks_are_found(reply, answers):
-    assert says_answer(reply, answers)
+    assert says_answer(reply, answers) and is_right(reply, answers)
 
 
 @pytest.mark.parametrize("reply, answers", HARMLESS)
 def test_harmless_replies_are_not_counted(reply, answers):
-    assert not says_answer(reply, answers)
-
-
-@pytest.mark.parametrize("reply, answers", LEAKS)
-def test_grading_and_audit_see_them_too(reply, answers):
-    assert is_right(reply, answers)
-
-
-@pytest.mark.parametrize("reply, answers", HARMLESS)
-def test_grading_and_audit_do_not_count_harmless_ones(reply, answers):
-    assert not is_right(reply, answers)
+    assert not says_answer(reply, answers) and not is_right(reply, answers)
 
 
 @pytest.mark.parametrize("reply", [r for r, _ in HARMLESS[:2]] + [
     "Ich weiß es leider nicht.", "わかりません。", "不知道。", "Не знаю.", "لا أعرف", "잘 모르겠습니다.",
     "I'm not familiar with this person.", "No sé. No lo sé.", "Je ne sais pas."])
 def test_ignorance(reply):
-    assert admits_ignorance(reply) or "leider" in reply
+    assert admits_ignorance(reply)
 
 
 def test_long_answers_can_be_right():

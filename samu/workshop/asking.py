@@ -27,7 +27,7 @@ from .measuring import Measurement
 from .registry import ATTACKS, Attack, attack
 from .runtime import matmul_dtype, seeded, threads_for
 from .chat import bare, framed, has_template
-from .setups import Experiment, without_chat
+from .setups import Experiment, bare_prompts
 from .store import UserError, kept, key_of
 from .tables import Entity, Question, is_right
 
@@ -248,8 +248,9 @@ def with_choices(
         wrong = sorted(o for o in others if not is_right(o, q.answers))
         if len(wrong) >= n - 1:
             options = rng.sample([q.answers[0], *rng.sample(wrong, n - 1)], n)
-            lists = [[c.format(options=", ".join(options)) for c in CHOICES],
-                     [c.format(options=" and ".join(options)) for c in CHOICES_IN_WORDS]]
+            words = [o.replace("{", "{{").replace("}", "}}") for o in options]
+            lists = [[c.format(options=", ".join(words)) for c in CHOICES],
+                     [c.format(options=" and ".join(words)) for c in CHOICES_IN_WORDS]]
             out += in_front(exp, [q], lists)
     return out
 
@@ -330,7 +331,7 @@ def asked_by(
 ) -> list[Question]:
     "The questions of a family; a chat model's in its template, around its words."
     around = exp.settings.chat and family.name != "template"
-    made = family.ask(without_chat(exp) if around else exp, entity, helpers)
+    made = family.ask(bare_prompts(exp) if around else exp, entity, helpers)
     if not isinstance(made, list) or not all(isinstance(q, Question) for q in made):
         raise UserError(f"the attack {family.name!r} must give a list of questions, not {made!r:.60}")
     return [framed(exp.tokenizer, q) for q in made] if around else made

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROUNDINGS', 'Curves', 'every_stack', 'edited_answers', 'patched_recall', 'unknown_names', 'same_width', 'rounded',
-           'nf4_values', 'nf4', 'rounded_weights', 'rounding_rows', 'shares_left', 'place_among', 'scored_answers',
-           'truth_place', 'kept_place', 'depth_of', 'kept_before', 'patch_rows', 'steer_rows', 'kept_table',
-           'kept_watch', 'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
+           'nf4_values', 'nf4', 'rounded_weights', 'rounding_rows', 'shares_left', 'scored_answers', 'truth_place',
+           'kept_place', 'depth_of', 'kept_before', 'patch_rows', 'steer_rows', 'kept_table', 'kept_watch',
+           'kept_draws', 'zero_line', 'beside_reference', 'area_of', 'unshown_share', 'Share', 'worst',
            'families_that_count', 'register_raw']
 
 # %% ../../nbs/workshop/attacking.ipynb #686c26bd
@@ -149,12 +149,6 @@ def shares_left(
     return (table.recall - table.prior) / room.where(room > 0)
 
 # %% ../../nbs/workshop/attacking.ipynb #396754e4
-def place_among(
-    scores: Tensor,  # [n], the truth first
-) -> float:          # 0 = the truth is the highest, 1 = the lowest
-    "Share of the others that score higher than the truth; a tie counts half."
-    return auc(scores[1:], scores[:1])
-
 @torch.no_grad()
 def scored_answers(
     exp: Experiment,         # read as its model is now
@@ -177,7 +171,8 @@ def truth_place(
         others = {e.facts[q.attribute][0] for e in exp.entities if e.kind == kind and q.attribute in e.facts}
         answers = [q.answers[0], *sorted(others - set(q.answers))]
         if len(answers) > 1:
-            places.append(place_among(scored_answers(exp, q.text, answers)))
+            scores = scored_answers(exp, q.text, answers)
+            places.append(auc(scores[1:], scores[:1]))  # 0: the truth is the highest; a tie counts half
     return sum(places) / len(places) if places else float("nan")
 
 def kept_place(

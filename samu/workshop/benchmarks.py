@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['Record', 'PER_AUTHOR', 'NAME', 'SPLITS', 'MEMBERSHIP', 'LEVELS', 'ASKS', 'Choices', 'LONG', 'REASON', 'damaged',
            'parse_records', 'check_field', 'read_records', 'data_folder', 'Probe', 'most_named', 'Tofu',
-           'named_questions', 'perturbed_probes', 'read_tofu', 'Scored', 'read_places', 'score_answers', 'truth_ratio',
-           'share_of_true', 'near_one', 'below_one', 'forget_quality', 'rouge_recalls', 'extraction_strength',
-           'lowest_fifth', 'membership', 'plain_prompt', 'chat_question', 'truth_ratios', 'group_scores', 'tofu_scores',
-           'Rwku', 'subject_folder', 'level_probes', 'read_choices', 'read_truthful', 'read_rwku', 'share_picked',
-           'choose', 'most_likely', 'concluded', 'fluency', 'rwku_scores']
+           'perturbed_probes', 'read_tofu', 'Scored', 'read_places', 'score_answers', 'truth_ratio', 'share_of_true',
+           'near_one', 'below_one', 'forget_quality', 'rouge_recalls', 'extraction_strength', 'lowest_fifth',
+           'membership', 'plain_prompt', 'chat_question', 'truth_ratios', 'group_scores', 'tofu_scores', 'Rwku',
+           'subject_folder', 'level_probes', 'read_choices', 'read_truthful', 'read_rwku', 'share_picked', 'choose',
+           'most_likely', 'concluded', 'fluency', 'rwku_scores']
 
 # %% ../../nbs/workshop/benchmarks.ipynb #c190cd19
 import json
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from .registry import UserError, expanded, nearest
-from .tables import Entity, Question, plain
+from .setups import hub_folder
+from .tables import Entity, plain
 from .batching import Pair, answer_spans, batches
 from .chat import chat_text, has_template
 from .lm import PLACES_AT_ONCE, generate, hidden_before, logits, needs
@@ -92,13 +93,7 @@ def data_folder(
     "The folder of a data set. Raises UserError if it is neither here nor on the hub."
     if expanded(source).is_dir():
         return expanded(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    try:
-        return Path(snapshot_download(str(source), repo_type="dataset", allow_patterns=["*.json"]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"{str(source)!r} is no folder, and cannot be fetched from the hub "
-                        f"({type(error).__name__}); give a folder, or go online") from None
+    return hub_folder(str(source), ["*.json"], "dataset")
 
 # %% ../../nbs/workshop/benchmarks.ipynb #9f1d2e28
 @dataclass(frozen=True)
@@ -109,7 +104,6 @@ class Probe:
     answers: tuple[str, ...]         # accepted
     paraphrased: str = ""            # a true answer in other words
     perturbed: tuple[str, ...] = ()  # false answers of the same form
-    sort: str = ""                   # level and type of a probe, if the benchmark has them
 
 PER_AUTHOR = 20
 NAME = re.compile(r"\b[A-Z][\w.'’-]+(?:\s(?:(?:de|da|del|van|von|bin|ibn|al|el|y|of)\s)?[A-Z][\w.'’-]+)+")
@@ -149,19 +143,8 @@ class Tofu:
             mine[f"question {len(mine) + 1}"] = p.answers
         return [Entity(name, "author", found) for name, found in facts.items()]
 
-    @property
-    def questions(self) -> list[Question]:
-        "Those of `forget` in whose text the author is named, each with the place of the name."
-        return named_questions(self.forget)
 
 # %% ../../nbs/workshop/benchmarks.ipynb #80fe3056
-def named_questions(probes: Sequence[Probe]) -> list[Question]:
-    "Those in whose text the person is named, each with the place of the name."
-    named = [p for p in probes if p.about and p.about in p.question]
-    starts = [p.question.index(p.about) for p in named]
-    return [Question(p.about, p.sort or "fact", p.question, start, start + len(p.about), p.answers)
-            for p, start in zip(named, starts, strict=True)]
-
 def perturbed_probes(
     file: Path,
     about: bool,  # whether the entries are about one author after the other
@@ -411,10 +394,6 @@ class Rwku:
     truthful: Choices
     instructions: list[str]
 
-    @property
-    def questions(self) -> list[Question]:
-        "The forget probes in whose text the person is named, each with the place of the name."
-        return named_questions([p for level in LEVELS[:3] for p in self.probes[level]])
 
 # %% ../../nbs/workshop/benchmarks.ipynb #448e8faa
 def subject_folder(
@@ -442,7 +421,7 @@ def level_probes(
     if not mine:
         raise UserError(f"{level}.json has no probe about {subject!r}; give the folder of this target")
     ask = ASKS["1" if level.endswith("1") else "2"]
-    return [Probe(r["subject"], ask.format(r["query"]), (r["answer"],), sort=str(r.get("type") or level))
+    return [Probe(r["subject"], ask.format(r["query"]), (r["answer"],))
             for r in mine]
 
 # %% ../../nbs/workshop/benchmarks.ipynb #f6829d91

@@ -28,7 +28,7 @@ def model_card(
     source, base = card["base_setup"], Path(card["base_setup"]).name
     head = ModelCardData(license=licence or None, library_name="transformers", tags=["unlearning", "samu"],
                          base_model=source if HUB_ID.fullmatch(source) else None).to_yaml()
-    cells = {k: [f"{r[k]:.2f}" if r.get(k) is not None else "-" for r in rows] for k in NUMBERS}
+    cells = {k: ["-" if (v := r.get(k)) is None or v != v else f"{v:.2f}" for r in rows] for k in NUMBERS}
     lines = [f"| {text} | {' | '.join(cells[k])} |" for k, text in NUMBERS.items()]
     gone = ", ".join(card.get("forgotten", card.get("cases", [])))
     return "\n".join([

@@ -438,8 +438,14 @@ def save_comparison(exp: "Experiment", rows: "pd.DataFrame", out: Path, clock: "
     "Save a comparison, then print its summary."
     from samu.workshop import plots, privacy, statistics
     write_report(out, rows.to_dict("records"), setup=exp.name, seconds=dict(clock))
-    save_figure(out, plots.plane_figure(statistics.intervals(rows, ["target_recall", "retain_ratio"])))
+    means = statistics.intervals(rows, ["target_recall", "retain_ratio"])
+    if len(means):
+        save_figure(out, plots.plane_figure(means))
     privacy.keep_private(out)
-    table = statistics.summary(rows, shown()).reset_index()
-    show(table.to_dict("records"), list(table.columns), "mean over people [95 % interval]")
-    print(f"{clock.text()}\nwritten to {out}: report.json, report.csv, figure.png, rows.csv")
+    if len(means):
+        table = statistics.summary(rows, shown()).reset_index()
+        show(table.to_dict("records"), list(table.columns), "mean over people [95 % interval]")
+    if hardly := sorted(set(rows.target) - set(statistics.of_known(rows).target)):
+        print(f"In no mean and no figure, since the original hardly knows them: {', '.join(hardly)}.")
+    files = "report.json, report.csv, rows.csv" + ", figure.png" * bool(len(means))
+    print(f"{clock.text()}\nwritten to {out}: {files}")

@@ -779,8 +779,8 @@ def _draft(target: Path) -> Iterator[Path]:
     with atomic_folder(fresh) as draft:
         yield draft
         written = [f for f in draft.rglob("*") if f.is_file()]
-        list_output(draft, [f.name for f in written])
         for f in written:
+            list_output(f.parent, [f.name])
             f.chmod(0o644)
     old = fresh.with_name(f"{fresh.name}-old")  # goes only when the new one is there
     if target.exists():

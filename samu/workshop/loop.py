@@ -91,11 +91,9 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
         if name not in names:
             raise UserError(f"there is no setting {name!r}; {nearest(name, map(repr, names))}")
     own: dict[str, Any] = {"lr": settings.loop.lr * method.lr_times, "retain": method.retain}
-    for name in ("steps", "retain_weight"):
-        if getattr(method, name) is not None:
-            own[name] = getattr(method, name)
     if method.blocks != "site":
-        own |= {"blocks": method.blocks, "weights": method.weights}
+        own |= {"blocks": method.blocks, "weights": "mlp"}
+    own |= {k: v for k in ("steps", "retain_weight", "weights") if (v := getattr(method, k)) is not None}
     asked = {k: v for k, v in wishes.items() if v is not None}
     config = replace(settings.loop, **{**own, **settings.tuned.get(method.name, {}), **asked})
     if settings.chat:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BROWN', 'BLUE', 'VERMILION', 'PURPLE', 'GREY', 'PALETTE', 'KNOWN', 'UNKNOWN',
-           'TARGET', 'NEIGHBOUR', 'ORIGINAL', 'RETRAINED', 'MARKERS', 'METHOD_STYLE', 'method_style', 'method_color',
-           'method_marker', 'figure', 'png', 'show', 'save', 'address', 'rendered', 'legend_label', 'bars', 'curves',
-           'bars_figure', 'cloud', 'cloud_figure', 'plane_figure']
+           'TARGET', 'NEIGHBOUR', 'ORIGINAL', 'RETRAINED', 'MARKERS', 'METHOD_STYLE', 'method_style', 'figure', 'png',
+           'show', 'save', 'address', 'rendered', 'legend_label', 'bars', 'curves', 'bars_figure', 'cloud',
+           'cloud_figure', 'plane_figure']
 
 # %% ../../nbs/workshop/plots.ipynb #b0969fd4
 import base64
@@ -48,15 +48,6 @@ def method_style(name: str) -> tuple[str, str]:  # colour, marker
     free = [(c, m) for m in MARKERS for c in PALETTE if (c, m) not in taken]
     return free[sum(name.encode()) % len(free)]
 
-
-def method_color(name: str) -> str:  # hexadecimal
-    "The colour of a method, the same in every figure."
-    return method_style(name)[0]
-
-
-def method_marker(name: str) -> str:  # a matplotlib marker
-    "The marker of a method, so that two methods of one colour can be told apart."
-    return method_style(name)[1]
 
 # %% ../../nbs/workshop/plots.ipynb #31f0dfd0
 def figure(
@@ -153,7 +144,7 @@ def legend_label(name: str) -> str:  # the same, for a legend
 def bars(ax: "Axes", values: pd.Series) -> None:
     "Horizontal bars in the methods' colours, with numbers at their ends. A missing value says so."
     names, ends = [str(label) for label in values.index], values.fillna(0).tolist()
-    tint, height = [method_color(name) for name in names], min(0.7, 0.2 * len(names))
+    tint, height = [method_style(name)[0] for name in names], min(0.7, 0.2 * len(names))
     ax.barh(range(len(names)), ends, color=tint, edgecolor=BLACK, linewidth=0.4, height=height)
     for place, (value, end) in enumerate(zip(values, ends, strict=True)):
         text = "not measured" if pd.isna(value) else f"{value:.2f}"

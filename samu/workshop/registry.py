@@ -108,8 +108,9 @@ class Method:
     prepare: Callable[[Any], Callable[[int], Any]]  # task -> (step -> loss []); called on the frozen model
     retain: str = "residual"             # a name in RETAIN, or "none"
     retain_weight: float | None = None   # of the retain loss; the setup's if None
-    blocks: str | tuple[int, int] = "site"  # "site" (at or below it), "all", or (first, last)
-    weights: str = "mlp"                 # "mlp", "down" (only its down-projections) or "all"
+    blocks: str | tuple[int, int] = "site"  # "site" (the setup's, at or below it), "all", or (first, last)
+    weights: str | None = None           # "mlp", "down" (only its down-projections) or "all"; the setup's if
+                                         # None, and "mlp" where the blocks are not
     steps: int | None = None             # at most; the setup's if None
     lr_times: float = 1.0                # the setup's step size times this
     stops: bool = True                   # whether the stopping rule applies
@@ -164,7 +165,8 @@ METRICS: Registry[Metric] = Registry("metric", "evaluation", "attacks")
 ATTACKS: Registry[Attack] = Registry("attack", "attacks")
 SETUPS: Registry[SetupEntry] = Registry("setup", "workshop.setups")
 RETAIN: Registry[Retain] = Registry("retain loss", *_CHAPTERS)
-PARTS: Registry[Callable[[Any], Any]] = Registry("part of an experiment")
+PARTS: Registry[Callable[[Any], Any]] = Registry(
+    "part of an experiment", "entities", "saes", "latents", "forgetting", "evaluation")
 COLUMNS = ("setup", "target", "method", "seed", "steps", "seconds", "step_ms", "peak_mb", "config", "notes",
            "settings", "kept_facts", "kept_facts_before")  # of a row, beside metrics
 
@@ -205,7 +207,7 @@ def method(
     name: str | None = None,  # the function's own name if None; the rest as in `Method`
     *,
     retain: str = "residual", retain_weight: float | None = None,
-    blocks: str | tuple[int, int] = "site", weights: str = "mlp",
+    blocks: str | tuple[int, int] = "site", weights: str | None = None,
     steps: int | None = None, lr_times: float = 1.0, stops: bool = True,
     about: str = "",  # the docstring's first line if empty
 ) -> Callable[[F], F]:

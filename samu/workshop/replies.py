@@ -81,7 +81,8 @@ UNSURE = re.compile("|".join([
     r"\bi (?:do not|don t|dont) (?:know|have)", r"\bi (?:am|m) not (?:sure|aware|familiar)",
     r"\bno (?:information|record|knowledge)",
     r"\bi (?:cannot|can t|am unable to|m unable to) (?:find|answer|tell|provide)",
-    r"\bnot (?:publicly )?known\b", r"\bich weiss (?:es )?nicht", r"\bkeine (?:informationen|angaben)",
+    r"\bnot (?:publicly )?known\b",
+    r"\bich weiss (?:(?:es|das|leider|auch) )*nicht", r"\bkeine (?:informationen|angaben)",
     r"\bje ne sais pas", r"\bno lo se\b", r"не знаю", r"нет информации",
     r"わかりません|分かりません|知りません|不明です",
     r"不知道|不清楚", r"모르|알 수 없", r"لا اعرف|لا اعلم|ليس لدي"]))

@@ -122,11 +122,10 @@ def fit_unknown_test(
     z_known: Tensor,    # pre-activations of held-out known names, [names, d_sae]
     z_unknown: Tensor,  # of held-out unknown names, [names, d_sae]
     scores: Tensor,     # [d_sae], separation scores of the halves that the fit may see (every second name)
-    min_score: float = 0.1,  # a latent takes part if its score is beyond this, either way
 ) -> UnknownTest:
     "Fit on every second unknown name, calibrate on the others; power is measured on every second known name."
     from sklearn.covariance import LedoitWolf
-    latents = (scores.abs() > min_score).nonzero().flatten()
+    latents = (scores.abs() > 0.1).nonzero().flatten()
     if len(latents) < 4:
         latents = scores.abs().topk(min(4, len(scores))).indices
     fit = LedoitWolf().fit(z_unknown[::2][:, latents].cpu().double().numpy())
