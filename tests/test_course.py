@@ -501,7 +501,8 @@ def test_what_copies_hold(folder, name):
     lines = solution_lines(name)
     texts = {kind: "\n".join(map(course.source, notebook(path)["cells"])) for kind, path in {
         "reader": folder / "reader" / f"{name}.ipynb", "student": folder / "student" / f"{name}.ipynb",
-        "graded": folder / "release" / name / f"{name}.ipynb"}.items()}
+        "graded": folder / "source" / name / f"{name}.ipynb"}.items()}
+    texts["graded"] = released(texts["graded"])
     assert lines and all(line in texts["reader"] for line in lines)
     assert [line for line in lines if line in texts["student"] or line in texts["graded"]] == []
     assert [link for text in texts.values() for link in re.findall(r"\]\(\.\./", text)] == []
@@ -510,12 +511,20 @@ def test_what_copies_hold(folder, name):
     assert all("raise NotImplementedError" in text for text in texts.values())
 
 
+def released(text):
+    "What `nbgrader generate_assignment` makes of a source: the same as we do for students."
+    return re.sub(r"( *)### BEGIN SOLUTION\n.*?### END SOLUTION", r"\1raise NotImplementedError", text, flags=re.S)
+
+
 @pytest.mark.parametrize("name", course.masters())
 def test_graded_copies_are_nbgraders(folder, name):
-    marked = [c["metadata"]["nbgrader"] for c in notebook(folder / "release" / name / f"{name}.ipynb")["cells"]
-              if c["metadata"]]
+    found = [c for c in notebook(folder / "source" / name / f"{name}.ipynb")["cells"] if c["metadata"]]
     exercises = [c for c in cells(name) if course.exercise(c)]
-    assert len(marked) == 2 * len(exercises) and len({m["grade_id"] for m in marked}) == len(marked)
+    assert len({c["metadata"]["nbgrader"]["grade_id"] for c in found}) == len(found)
+    marked = [c["metadata"]["nbgrader"] for c in found if c["cell_type"] == "code"]
+    words = [c["metadata"]["nbgrader"] for c in found if c["cell_type"] == "markdown"]
+    assert len(marked) == 2 * len(exercises) and all(m["solution"] and m["grade"] and m["points"] for m in words)
+    assert [m["points"] for m in words[-1:]] == ([5] if name != "00_one_page" else [])  # the quiz
     for solves, grades in zip(marked[::2], marked[1::2]):
         assert (solves["solution"], solves["grade"], solves["locked"]) == (True, False, False)
         assert (grades["solution"], grades["grade"], grades["locked"]) == (False, True, True)
@@ -537,10 +546,19 @@ def test_student_copy_stops_then_passes_with_the_solutions(folder, name):
 
 @pytest.mark.parametrize("name", course.masters())
 def test_graded_copy_runs_the_same_code(folder, name):
-    "So it stops where a student's stops, and passes with the same solutions."
-    paths = folder / "student" / f"{name}.ipynb", folder / "release" / name / f"{name}.ipynb"
+    "So it stops where a student's stops, and passes with the same solutions. Checkers are imported where they grade."
+    paths = folder / "student" / f"{name}.ipynb", folder / "source" / name / f"{name}.ipynb"
     student, graded = ([course.source(c) for c in notebook(p)["cells"] if c["cell_type"] == "code"] for p in paths)
-    assert student == graded
+    bare = [re.sub(r'\("blank.*"\)', "", text) for text in student]
+    imports = re.compile(r"from samu\S+ import (check_\w+)\n(?=\1\()")
+    assert bare == [re.sub(r" *# blank.*\n", "", released(imports.sub("", text))) for text in graded]
+    assert len([t for t in graded if imports.match(t)]) == len([c for c in cells(name) if course.exercise(c)])
+
+
+def test_functions_are_found_beside_one_another_and_in_nbgraders_folders(folder):
+    together = course.functions_in(folder / "reader")
+    alone = course.functions_in(folder / "source" / "05_forgetting")
+    assert together.keys() == alone.keys() and {"ask", "forget"} <= alone.keys()
 
 
 def pasted(folder, name):

@@ -34,7 +34,7 @@ Split = Annotated[str, typer.Option(help="TOFU's: forget01, forget05 or forget10
 Subject = Annotated[str, typer.Option(help="RWKU's: whose probes")]
 Gold = Annotated[Path | None, typer.Option(
     parser=c.path, metavar="FOLDER", help="a model that never saw the forgotten authors, for forget quality")]
-Graded = Annotated[bool, typer.Option("--graded", help="with points and hidden tests, for nbgrader")]
+Graded = Annotated[bool, typer.Option("--graded", help="sources for nbgrader, with points")]
 Tokens = Annotated[int, typer.Option(help="longest reply, in tokens", min=1)]
 
 # %% ../../nbs/workshop/commands.ipynb #f3609ff6
