@@ -2,9 +2,9 @@
 
 Each deck is one HTML file that needs nothing else: no script, no font, no network. A slide begins at each
 `##` heading, at each cell of text below it and at a second cell of code; a picture has a slide of its own,
-and so has each question of a quiz. Of a paragraph the first sentence is shown; a click unfolds the rest.
-Code of more than 15 lines, code that draws and cells that only import are left out. Notebooks are not run:
-slides show the outputs that are stored.
+and so has each question of a quiz. What follows a question to predict is on the next slide. Of a paragraph
+the first sentence is shown; a click unfolds the rest. Code of more than 15 lines, code that draws and cells
+that only import or test are left out. Notebooks are not run: slides show the outputs that are stored.
 """
 
 import ast
@@ -108,10 +108,17 @@ def shown_code(source):
     if HIDDEN.search(source) or re.search(r"^#\|\s*echo:\s*false", source, re.M) or code.count("\n") >= LINES:
         return ""
     try:
-        only_imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body)
+        idle = all(map(imports_or_tests, ast.parse(code).body))
     except SyntaxError:  # a line for the shell
-        only_imports = False
-    return "" if only_imports else highlight(code, PythonLexer(), HtmlFormatter())
+        idle = False
+    return "" if idle else highlight(code, PythonLexer(), HtmlFormatter())
+
+
+def imports_or_tests(node):
+    "Whether a statement only imports, or only tests what is there."
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return ast.unparse(node.value.func).startswith("test_")
+    return isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert))
 
 
 def outputs_of(cell):
@@ -135,17 +142,20 @@ def outputs_of(cell):
 
 def slides(notebook):
     "[(heading, [HTML])]: what the slides of a notebook hold."
-    found, heading = [], ""
+    found, heading, asks = [], "", False  # whether the last slide asks for a prediction
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for new, text in texts_of(cell.source):
                 heading = new or heading
                 found.append((heading, [body_of(text)] if text else []))
+                asks = "**Predict" in text
             continue
         outputs = list(outputs_of(cell))
         code = "" if any(is_picture for is_picture, _ in outputs) else shown_code(cell.source)
-        if code and any('class="highlight"' in part for part in found[-1][1]):
+        again = code and any('class="highlight"' in part for part in found[-1][1])
+        if again or asks and (code or outputs and not outputs[0][0]):
             found.append((heading, []))
+        asks = asks and not (code or outputs)
         if code:
             found[-1][1].append(code)
         for is_picture, output in outputs:

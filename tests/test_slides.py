@@ -27,15 +27,20 @@ def planted():
         new_code_cell("f()", outputs=[PICTURE]),  # 4: the picture alone
         new_code_cell(LONG),
         new_markdown_cell("More, with [a chapter](03_saes.ipynb) and [a file](results/x.csv)."),  # 5
-        new_markdown_cell("## Quiz\n\n**1.** Why?\n\n- **a** So.\n\n**2.** And?\n\n- **a** No."),  # 6 with the heading, 7
+        new_code_cell("assert f() == 1\ntest_eq(f(), 1)"),
+        new_markdown_cell("**Predict.** What is 1 + 1?"),  # 6
+        new_code_cell("print(1 + 1)", outputs=[new_output("stream", text="two")]),  # 7
+        new_markdown_cell("## Quiz\n\n**1.** Why?\n\n- **a** So.\n\n**2.** And?\n\n- **a** No."),  # 8 with the heading, 9
     ])
 
 
 def test_slides_are_those_of_the_rule():
     found = slides.slides(planted())
-    assert [h for h, _ in found] == ["# 99 Planted", "## One", *["## Two"] * 3, *["## Quiz"] * 2]
+    assert [h for h, _ in found] == ["# 99 Planted", "## One", *["## Two"] * 5, *["## Quiz"] * 2]
     page = slides.deck(planted())
-    assert page.count("<section>") == len(found) == 7
+    assert page.count("<section>") == len(found) == 9
+    assert "Predict" in found[5][1][0] and "two" not in "".join(found[5][1]) and "two" in "".join(found[6][1])
+    assert "test_eq" not in page and "assert" not in page
     assert "x = 3" not in page and "f()" not in page.replace("def f()", "") and "import json" not in page and "default_exp" not in page
     assert "printed" in page and "#| export" not in page
     assert '<img alt="Two &lt; three dots." src="data:image/png;base64,aGk=">' in page
