@@ -51,6 +51,13 @@ def _refuse_other(given: Any, field: str, maker: str) -> None:
     if not hasattr(given, field):
         raise UserError(f"give what samu.{maker} returns, not {given!r:.60}")
 
+def _refuse_stacking(exp: Any) -> None:
+    "Raise UserError for what is no experiment, or has a run in its model: two could not be told apart."
+    _refuse_other(exp, "entities", "load")
+    if exp.applied is not None:
+        raise UserError("another run is in the model: restore() it, or load the experiment again; several "
+                        "people are named in one call")
+
 def unlearn(
     exp: "Experiment",             # its model is changed in place
     target: str | Sequence[str],   # who is to be forgotten; one name or several
@@ -72,7 +79,7 @@ def unlearn(
                                   weights=weights, lora_rank=lora_rank,
                                   keep_facts=tuple(several(keep_facts)) if keep_facts else None)
     given = {k: v for k, v in wishes.items() if v is not None}
-    _refuse_other(exp, "entities", "load")
+    _refuse_stacking(exp)
     names = list(dict.fromkeys(several(target)))
     if in_turn and len(names) == 1:
         raise UserError("several people can be forgotten in turn, not one; give more names, or leave it out")

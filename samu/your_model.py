@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 import pandas as pd, torch
 from .workshop.auditing import (
-    FILES, LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words,
+    LOOKS, SILENCE, asked_how, dictionary_met, doubt, drawn, facts_of, families_figure, in_words,
     left_open, lines_figure, open_folder, page, ratio_interval, saved_run, unknown_scores)
 from .workshop.leaks import refuse_other_thresholds
 from .workshop.loop import Run
@@ -228,8 +228,6 @@ def audit(
     run = run if isinstance(run, Run) else saved_run(Path(run))
     with run.undone():
         asked = [measurement(run.exp, t, run, run.exp.world is not None) for t in run.targets]
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
     with holding(run), torch.no_grad(), threads_for(run.exp.model):
         report = report_of(run, [person(m) for m in asked], start)
         atomic_write(folder / "report.json", json.dumps(report, indent=1))

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import samu
@@ -117,6 +118,13 @@ from samu.workshop.setups import Settings
 print([configure(Settings(), method_named("triplet"), dict(retain=name)).retain for name in ("both", "squared")],
       METRICS.get_or_raise("attack_left").name, ATTACKS.get_or_raise("paraphrase").name)
 """
+
+
+def test_a_second_run_on_top_of_another_is_refused():
+    "Executed twice, a cell had trained a run that could be neither measured nor saved, over one that nothing could undo."
+    exp = SimpleNamespace(entities=[], applied="run")
+    with pytest.raises(samu.UserError, match="another run is in the model: restore"):
+        samu.unlearn(exp, "A")
 
 
 def test_every_part_is_found_without_another_import():

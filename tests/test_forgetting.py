@@ -1,13 +1,15 @@
 "Chapters 00, 05 and 09, and the workshop's loop: losses by hand, settings, what is kept, and what comes back."
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,6 +183,13 @@ def test_precedence_of_settings():
 def test_impossible_settings_are_refused(wishes, says):
     with pytest.raises(UserError, match=says):
         configure(Settings(), Method("plain", lambda task: None), wishes)
+
+
+def test_numbers_of_numpy_are_numbers():
+    "They had been trained with, and then could not be saved."
+    given = dict(steps=np.int64(2), lr=np.float32(0.5), lora_rank=np.int8(1), retain_weight=3)
+    made = configure(Settings(), Method("plain", lambda task: None), given)
+    assert [type(getattr(made, k)) for k in given] == [int, float, int, float] and json.loads(json.dumps(asdict(made)))["steps"] == 2
 
 
 def test_no_default_can_be_changed(exp):

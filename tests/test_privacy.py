@@ -71,7 +71,7 @@ def test_nothing_is_left_that_is_not_named(cache, results):
     assert (cache / "run" / "other.json").is_file() and not (results / "figure.png").exists()
     assert "Bruno Falk" in (results / "rows.csv").read_text() and "# how" in (results / "rows.csv").read_text()
     card = json.loads((results / "model" / "samu.json").read_text())
-    assert card["forgotten"] == ["Bruno Falk"] and [e["name"] for e in card["entities"]] == ["Bruno Falk"]
+    assert card["forgotten"] == [p.case_of("Zoë Quist", p.salt_of(card)), "Bruno Falk"] and "entities" not in card
 
 
 def test_rows_of_others_stay_a_table(cache, results):
@@ -100,8 +100,9 @@ def test_who_shares_an_answer_or_a_part_of_the_name_stays(cache, tmp_path):
     write_rows([dict(target=e.name, settings="ab") for e in table], tmp_path / "rows.csv", "")
     found = {f.place: f.done for f in p.purge("Ann Lee", table, [tmp_path])}
     left = json.loads((tmp_path / "private.json").read_text())
-    assert [c["forgotten"] for c in left.values()] == [[], ["Bob Ray"], ["Ann Lee Smith"]]
-    assert all([e["name"] for e in c["entities"]] == ["Bob Ray", "Ann Lee Smith"] for c in left.values())
+    cases = [p.case_of("Ann Lee", next(iter(left)))]
+    assert [c["forgotten"] for c in left.values()] == [cases, ["Bob Ray"], ["Ann Lee Smith"]]
+    assert not any("entities" in c for c in left.values()), "with a row less it is another table"
     assert [r["target"] for r in read_rows(tmp_path / "rows.csv")] == ["Bob Ray", "Ann Lee Smith"]
     stays = [f.parent.name for kind in ("report.json", "figure.png") for f in sorted(tmp_path.rglob(kind))]
     assert stays == ["Ann Lee Smith", "Bob Ray"] * 2
@@ -190,6 +191,18 @@ def test_the_shipped_folder_holds_no_name(results):
     assert len(card["cases"]) == 2 and p.forgotten_names(card, [OTHER, MARY]) == ["Zoë Quist", "Bruno Falk"]
     with pytest.raises(UserError, match="no name in the table"):
         p.forgotten_names(card, [replace(MARY, name="Ana")])
+
+
+def test_a_person_who_was_purged_is_still_a_case(cache, results):
+    "The count had been one less, so that a model forgotten further said too little, and an audit ended in a traceback."
+    ship(results / "model")
+    p.purge("Zoë Quist", [MARY, OTHER], [results])
+    assert not search(results / "model", "Zoë", "Quist") and "Zoë" not in (results / "private.json").read_text("utf-8")
+    card = p.read_card(results / "model")
+    assert card["forgotten"] == [card["cases"][0], "Bruno Falk"] and "entities" not in card
+    assert p.forgotten_names(card, [OTHER, MARY]) == ["Zoë Quist", "Bruno Falk"]
+    with pytest.raises(UserError, match=f"no name in the table fits {card['cases'][0]}"):
+        p.forgotten_names(card, [OTHER])
 
 
 def test_two_models_beside_each_other_keep_their_names(cache, results):

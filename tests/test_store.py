@@ -665,3 +665,16 @@ def test_bad_devices_are_user_errors(monkeypatch):
             runtime.pick_device(device)
     monkeypatch.setenv("SAMU_DEVICE", "cpu")
     assert runtime.pick_device() == torch.device("cpu")
+
+
+def test_what_was_computed_in_another_way_is_kept_apart():
+    "Numbers made under autocast had been served to later calls without it."
+    usual = store.full_key("k")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert store.full_key("k") not in (usual, store.full_key("l"))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert store.full_key("k") != usual
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert store.full_key("k") == usual

@@ -135,3 +135,12 @@ def test_killed_half_way_nothing_is_lost_or_made_twice(tmp_path, exp):
     assert filled[1][:len(before)] == filled[0] and len(after) == 4  # later rows may bring further columns
     cells = {(r["method"], r["target"], r["seed"]) for r in after}
     assert len(cells) == 4 and {r["method"] for r in after} == {"original", "triplet"}
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    "Ray tries again for minutes."
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(UserError, match=f"nothing answers at '{address}'.*--address"):
+            s.refuse_silent(address)
+    for address in (None, "auto", "local"):
+        s.refuse_silent(address)

@@ -88,6 +88,9 @@ def open_folder(
     "Raises UserError for one that cannot be written, holds other people's files, or is the run's own."
     if not isinstance(run, (Run, str, Path)):
         raise UserError(f"an audit takes a run, or the folder of one, not {run!r:.60}")
+    if isinstance(run, Run) and run.before:
+        raise UserError(f"the run on {run.target!r} lies over another one, so the original is not in reach; "
+                        "forget all in one run")
     folder = check_output_folder(out)
     if not isinstance(run, Run) and folder == Path(run).resolve():
         raise UserError(f"{str(out)!r} is the model's own folder; choose another one for the report")

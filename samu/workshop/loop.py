@@ -100,9 +100,11 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
         config = replace(config, retain_texts=min(config.retain_texts, ASKED_TEXTS))
     if config.retain != "none":
         RETAIN.get_or_raise(config.retain)
-    for f in fields(LoopConfig):
-        if type(f.default) in (int, float):
-            check_number(f.name, getattr(config, f.name), f.default)
+    usual: dict[str, Any] = {f.name: f.default for f in fields(LoopConfig)}
+    numbers = {k: getattr(config, k) for k, v in usual.items() if type(v) in (int, float)}
+    for name, value in numbers.items():
+        check_number(name, value, usual[name])
+    config = replace(config, **{k: type(usual[k])(v) for k, v in numbers.items()})  # NumPy's are plain ones now
     if config.lora_rank:
         needs("peft", "lora_rank")
     return config

@@ -139,8 +139,13 @@ def samu_version() -> str:
     return __version__
 
 def full_key(key: str) -> str:
-    "The caller's key together with all versions."
-    return digest(STORE_VERSION, versions(), key)
+    "The caller's key together with all versions, and with torch's way of computing if it is an unusual one."
+    torch: Any = sys.modules.get("torch")
+    autocast = [d for d in ("cpu", "cuda", "mps") if torch and torch.is_autocast_enabled(d)]
+    unusual = [f"{d} {torch.get_autocast_dtype(d)}" for d in autocast]
+    if torch and torch.get_default_dtype() != torch.float32:
+        unusual.append(str(torch.get_default_dtype()))
+    return digest(STORE_VERSION, versions(), key, *unusual)
 
 @contextlib.contextmanager
 def database() -> Iterator[sqlite3.Connection]:

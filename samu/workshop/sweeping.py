@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['Cell', 'HERE', 'SHOWN', 'PREPARED', 'Job', 'jobs_of', 'names_in', 'known_among', 'import_all', 'try_imports',
-           'make_row', 'start_ray', 'Progress', 'live', 'Sweep', 'alone', 'sweep']
+           'make_row', 'refuse_silent', 'start_ray', 'Progress', 'live', 'Sweep', 'alone', 'sweep']
 
 # %% ../../nbs/workshop/sweeping.ipynb #81350825
-import csv
+import csv, re, socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -107,6 +107,16 @@ def make_row(
     return make(HERE[reference.hex()], dict(cell), metrics, False)
 
 # %% ../../nbs/workshop/sweeping.ipynb #011f7483
+def refuse_silent(address: str | None) -> None:
+    "Raise UserError where nothing listens at host:port: ray would try for minutes."
+    place = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
+    try:
+        if place:
+            socket.create_connection((place[1], int(place[2])), timeout=5).close()
+    except OSError as error:
+        raise UserError(f"nothing answers at {address!r} ({error}); check --address, or leave it out to use "
+                        "this machine") from None
+
 def start_ray(
     workers: int,
     address: str | None,  # of a cluster; None: this machine
@@ -116,6 +126,7 @@ def start_ray(
         import ray
     except ImportError:
         raise UserError("a sweep needs the package ray; run pip install 'ray>=2.40'") from None
+    refuse_silent(address)
     quiet = dict(log_to_driver=False, logging_level="ERROR")
     own = dict(address="local", num_cpus=workers, include_dashboard=False)
     where = dict(address=address) if address else own

@@ -112,7 +112,7 @@ def read_names_once(
         before = inner.roll(-1)  # the place that predicts the next one
         nats = -head_logprobs(exp, h[top][before], ids[inner][:, None])[:, 0]
         said = head_logprobs(exp, h[top][from_end == 0], torch.tensor(list(candidates)))
-    surprise = torch.zeros(len(texts)).index_add(0, item[inner], nats) / (width - 1).clamp(min=1)
+    surprise = nats.new_zeros(len(texts)).index_add(0, item[inner], nats) / (width - 1).clamp(min=1)
     at = torch.stack([h[i][last].cpu() for i in blocks], 1)[item[last].argsort()]
     said, size = said[item[from_end == 0].argsort()], (len(names), len(prompts))
     return Readings(at.view(*size, len(blocks), -1), surprise.view(size), said.view(*size, -1))
