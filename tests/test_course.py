@@ -631,6 +631,17 @@ def test_quizzes_explain_every_choice():
             assert min(map(len, q["why"])) > 15 and len(set(q["choices"])) == len(q["choices"])
 
 
+def test_quizzes_cannot_be_passed_by_length_or_letter():
+    "Of five right choices at most two are the longest, two the shortest, and three have one letter; in proportion."
+    for chapter, questions in course.quizzes().items():
+        right = [q["right"] for q in questions]
+        sizes = [[len(re.sub("[`*]", "", choice)) for choice in q["choices"]] for q in questions]
+        for extreme in (max, min):
+            hits = sum(size[r] == extreme(size) for size, r in zip(sizes, right, strict=True))
+            assert hits <= 0.4 * len(right), (chapter, extreme.__name__)
+        assert max(map(right.count, right)) <= 0.6 * len(right), chapter
+
+
 def quiz_text(chapter):
     "A quiz as markdown; the answers are folded, and say of every wrong choice why it is wrong."
     parts = ["## Quiz"]
