@@ -697,6 +697,24 @@ def test_syllabus_covers_every_chapter():
     assert shown == table.drop(columns="chapter").values.tolist()
 
 
+def test_minutes_of_the_plans_add_up():
+    "In brackets the minutes of each part, in the next cell their sum; exercises by their own minutes; clocks agree."
+    page, notes = ((ROOT / "nbs" / "teaching" / f"{n}.md").read_text("utf-8") for n in ("syllabus", "instructor_notes"))
+    rows = course.exercise_rows()
+    own = dict(zip(rows.chapter.str[1] + "." + (rows.groupby("chapter").cumcount() + 1).astype(str), rows.minutes))
+    for names, minutes in re.findall(r"((?:\d\.\d(?:–|, )?)+) \((\d+)\)", page):
+        parts = [(part[:2], int(part[2]), int(part[-1])) for part in names.split(", ")]
+        assert sum(own[f"{c}{n}"] for c, a, b in parts for n in range(a, b + 1)) == int(minutes), names
+    def sums(cell): return sum(map(int, re.findall(r"\((\d+)\)", cell)))
+    cut = [[c.strip() for c in line.split("|")[1:-1]] for line in page.splitlines()]
+    days, weeks = ([c for c in cut if c[:1] and re.match(start, c[0])] for start in (r"day \d", r"\d$"))
+    assert all(sums(c[1]) == int(c[2]) <= 210 and int(c[2]) - sums(c[3]) == int(c[4]) <= 180 for c in days)
+    assert all(sums(c[1]) == int(c[2]) <= 120 and sums(c[3]) == int(c[4]) <= 180 for c in weeks)
+    times = [tuple(map(int, t)) for t in re.findall(r"^\| (\d+)–(\d+) \|", page + notes, re.M)]
+    ends = [a[1] for a, b in zip(times, [*times[1:], (0, 0)]) if a[1] != b[0]]
+    assert ends == [180] + [int(c[2]) for c in days] and len(days) == 4 and len(weeks) == 7
+
+
 # --- The commands
 
 
