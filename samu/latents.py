@@ -38,8 +38,7 @@ def mean_latents(
     n: int,          # number of entities
 ) -> dict[str, Tensor]:  # means over an entity's tokens [n, d_sae]: z (pre-activation), a (activation), on
     "What the SAE says about each entity. Only sums are kept: latents of 2048 tokens are in memory at a time."
-    sums = {f: torch.zeros(n, sae.cfg.d_sae, device=values.device, dtype=torch.float32)
-            for f in ("z", "a", "on")}
+    sums = {f: torch.zeros(n, sae.cfg.d_sae, device=values.device) for f in ("z", "a", "on")}
     for h, i in zip(values.split(2048), item.split(2048), strict=True):
         a = sae.encode(h)
         for field, value in (("z", pre_activations(sae, h)), ("a", a), ("on", a > 0)):

@@ -98,6 +98,16 @@ def test_asking_gives_what_the_model_says(model):
     assert exp.recall([]) == 0.0
 
 
+def test_another_default_dtype_is_refused(model):
+    exp = load(str(model))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UserError, match="counts on float32; call torch.set_default_dtype"):
+            exp.ask([])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_parts_are_made_once_and_of_the_original(model):
     made = []
 

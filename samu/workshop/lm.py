@@ -441,7 +441,7 @@ def answer_logprobs(
     hf: PreTrainedModel, batches: Sequence[Batch], n: int,
 ) -> tuple[Tensor, Tensor]:  # (log-probability of each whole answer [n], its tokens [n]), float32
     "Log-probabilities of `n` whole answers (`answer_spans`), in order, with gradients if they are enabled."
-    total, tokens = torch.zeros(2, n, device=hf.device, dtype=torch.float32)
+    total, tokens = torch.zeros(2, n, device=hf.device)
     for b in batches:
         log_p = _logprobs_of_ids(hf, b)
         total = total.index_add(0, b.item, log_p)

@@ -104,7 +104,7 @@ def configure(settings: Settings, method: Method, wishes: dict[str, Any]) -> Loo
     numbers = {k: getattr(config, k) for k, v in usual.items() if type(v) in (int, float)}
     for name, value in numbers.items():
         check_number(name, value, usual[name])
-    config = replace(config, **{k: type(usual[k])(v) for k, v in numbers.items()})  # NumPy's are plain ones now
+    config = replace(config, **{k: type(usual[k])(v) for k, v in numbers.items()})  # NumPy's, too
     if config.lora_rank:
         needs("peft", "lora_rank")
     return config

@@ -139,13 +139,10 @@ def samu_version() -> str:
     return __version__
 
 def full_key(key: str) -> str:
-    "The caller's key together with all versions, and with torch's way of computing if it is an unusual one."
+    "The caller's key together with all versions, and with torch's autocast where it is on."
     torch: Any = sys.modules.get("torch")
     autocast = [d for d in ("cpu", "cuda", "mps") if torch and torch.is_autocast_enabled(d)]
-    unusual = [f"{d} {torch.get_autocast_dtype(d)}" for d in autocast]
-    if torch and torch.get_default_dtype() != torch.float32:
-        unusual.append(str(torch.get_default_dtype()))
-    return digest(STORE_VERSION, versions(), key, *unusual)
+    return digest(STORE_VERSION, versions(), key, *(f"{d} {torch.get_autocast_dtype(d)}" for d in autocast))
 
 @contextlib.contextmanager
 def database() -> Iterator[sqlite3.Connection]:
