@@ -102,7 +102,7 @@ def test_another_default_dtype_is_refused(model):
     exp = load(str(model))
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(UserError, match="counts on float32; call torch.set_default_dtype"):
+        with pytest.raises(UserError, match="samu counts on float32; call torch.set_default_dtype"):
             exp.ask([])
     finally:
         torch.set_default_dtype(torch.float32)

@@ -179,8 +179,8 @@ class Experiment(Parts):
     def refuse_busy(self) -> None:
         "Raise UserError while a run is being made: its weights are neither old nor new. And without float32."
         if torch.get_default_dtype() != torch.float32:
-            raise UserError(f"torch makes numbers in {torch.get_default_dtype()} now, and this package counts "
-                            "on float32; call torch.set_default_dtype(torch.float32)")
+            raise UserError(f"torch makes numbers in {torch.get_default_dtype()} now; samu counts on "
+                            "float32; call torch.set_default_dtype(torch.float32)")
         if self.busy:
             raise UserError("another run is being made with this experiment; wait, or load another one")
 
