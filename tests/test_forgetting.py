@@ -334,6 +334,24 @@ def test_an_interrupt_puts_the_weights_back(exp, options):
     assert not any("forward" in vars(m) for m in exp.model.modules())
 
 
+def test_weights_that_something_else_has_trained_are_not_measured(exp, tmp_path):
+    "Kept answers had been told of a model that had been fine-tuned since, and it was saved as the run."
+    run = unlearn(exp, TARGET, "match", steps=2)
+    try:
+        weight = exp.model.get_parameter(next(iter(run.changed)))
+        with torch.no_grad():
+            weight.mul_(2)
+        for call in (lambda: samu.evaluate(run), lambda: run.save(tmp_path / "model")):
+            with pytest.raises(UserError, match="something else has trained them"):
+                call()
+        assert not (tmp_path / "model").exists()
+        run.restore()
+        run.reapply()
+        assert samu.evaluate(run, ["target_recall"]).target_recall <= 1
+    finally:
+        run.restore()
+
+
 def test_part_of_the_change_and_low_rank(exp):
     whole = unlearn(exp, TARGET, "match", steps=3)
     whole.restore()

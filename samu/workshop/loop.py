@@ -401,6 +401,14 @@ class Run:
         "Put the changed weights in again. Raises UserError if the run began with another model."
         self._put(on=True)
 
+    def refuse_altered(self) -> None:
+        "Raise UserError where something else has trained the run's weights: what is kept is not about these."
+        for name, left in self.changed.items():
+            now = self.exp.model.get_parameter(name)
+            if not torch.equal(now, left.to(now)):
+                raise UserError(f"the weights in the model are not those of the run on {self.target!r}; "
+                                "something else has trained them, so load the experiment again")
+
     @contextmanager
     def undone(self) -> Iterator[Experiment]:
         "The experiment as it was before the run, for as long as the block lasts."
@@ -421,6 +429,7 @@ class Run:
             raise UserError(f"the run on {self.target!r} is not in the model now; reapply it before saving")
         if self.before:
             raise UserError(f"the run on {self.target!r} lies over another one; forget all in one run")
+        self.refuse_altered()
         hf = _in_full(self)
         card, private = _run_card(self, hf), None
         if not keep_names:

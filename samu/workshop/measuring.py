@@ -138,6 +138,8 @@ def holding(run: Any) -> Iterator[None]:
     away = run.exp.applied != run.id
     if away:
         run.reapply()
+    else:
+        run.refuse_altered()
     try:
         yield
     finally:
