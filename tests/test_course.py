@@ -108,7 +108,7 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
     "The loop of chapter 05 with one thing left out."
 
     more = dict(clip=1.0, trained=None, anew=False, held=None, decay=0, weight=1, rate=1, spread=torch.var, mixed=False, same=False, part=None, fewer=0,
-                slope=True, times=1, add=True, normalised=False, in_order=False, seldom=1, number=None, on_list=False) | more
+                slope=True, times=1, add=True, normalised=False, in_order=False, seldom=1, number=None, on_list=False, cut=False) | more
     set_to = SimpleNamespace(**more)
 
     def forget(weights, residual, target, keep, forget_loss, retain_loss, steps, lr, retain_weight, batch):
@@ -132,7 +132,7 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
             loss = set_to.times * loss + (held if set_to.add else 0)
             if first:
                 optimizer.zero_grad(set_to_none=False)
-            loss.backward(retain_graph=grad)
+            (loss.detach() if set_to.cut else loss).backward(retain_graph=grad)
             shorten(weights, set_to.clip, set_to.normalised)
             if step:
                 optimizer.step()
@@ -386,7 +386,7 @@ MISTAKES = {
             (lambda p, r, b: -F.logsigmoid(-b * (p - r)).mean(), "2 / beta"), (lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r)).sum(), "not the sum")],
     "simnpo_slope": [(lambda p, n, b: -2 / n / len(p) * torch.sigmoid(b * p / n), "sign"), (lambda p, n, b: 2 / len(p) * torch.sigmoid(b * p / n), "1 / tokens"),
                      (lambda p, n, b: 2 / n / len(p) * torch.sigmoid(-b * p / n), "fades"), (lambda p, n, b: 2 / n * torch.sigmoid(b * p / n), "mean over answers"),
-                     (by_autograd, "that is autograd")],
+                     (by_autograd, "without autograd")],
     "rmu_goal": [(lambda h, v, c: c * h.norm(dim=1).mean() * v, "unit vector"), (lambda h, v, c: c * h.mean(0).norm() * F.normalize(v, dim=0), "mean length"),
                  (lambda h, v, c: c * F.normalize(v, dim=0), "units")],
     "my_attack": [(attacked("{q.text}"), "own prompts"), (attacked("{q.answers[0]} {q.text}"), "own answer"), (attacked("zzz {q.text}"), "never seen"),
@@ -454,6 +454,9 @@ SAME_SENTENCE = [  # as one of the above: (exercise, a wrong answer, words)
     ("forget_page", page(frozen_now=True, weight=1), "blank 1 or 4"),
     ("forget_page", page(normalised=True), "leave a shorter one"),
     ("forget", loop(number=1), "use it, not a number"),
+    ("forget", loop(cut=True), "stopped in line .*backward"),
+    ("simnpo_slope", lambda p, n, b: torch.func.grad(lambda q: -2 / b * F.logsigmoid(-b * q / n).mean())(p), "without autograd"),
+    ("simnpo_slope", lambda p, n, b: torch.autograd.functional.jacobian(lambda q: -2 / b * F.logsigmoid(-b * q / n).mean(), p), "without autograd"),
     ("triplet", lambda z, K, U, s: D(z, U, s).mean() + F.relu(1 + (D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean()), "relu belongs"),
     ("my_attack", hard_coded, "do not mark it"),
     ("my_attack", attacked(of=lambda asked, new: [new(asked[0], f"{words} {asked[0].text}") for words in PREFIXES]), "two attributes"),

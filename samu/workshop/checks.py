@@ -36,7 +36,7 @@ def fail(
     raise NotYet(f"{getattr(f, '__name__', 'your answer')}: {sentence}")
 
 def stopped(f: Function, error: Exception) -> NotYet:
-    "What a reader is told about an error in her function, with the line of hers at which it came."
+    "What a reader is told about an error in her function, with the line at which it came."
     if isinstance(error, NotImplementedError):
         what = f" ({error})" if str(error) else ""
         return NotYet(f"not done yet: {f.__name__} has no body of yours{what}; write it, run its cell, "
@@ -225,7 +225,7 @@ def roles(f: Function, names: list[str], share: float = .6, seed: int = 0) -> li
 
 def check_deal(f: Function) -> None:
     "`deal(names, share, seed)` gives two lists of names: for losses, for scores."
-    names, own_hash = [f"name {i}" for i in range(48)], hash
+    names = [f"name {i}" for i in range(48)]
     loss, score = roles(f, names)
     if set(loss) & set(score):
         fail(f, "some names are in both parts; a name that a loss has read cannot measure any more")
@@ -238,7 +238,7 @@ def check_deal(f: Function) -> None:
             fail(f, f"{share:.0%} of {n} names are {share * n:.1f}, so {share * n:.0f}, not {found}")
     if roles(f, names)[0] != loss:
         fail(f, "two calls with the same seed give different roles; draw with random.Random(seed)")
-    with patch("builtins.hash", lambda x: x if isinstance(x, int) else own_hash(repr(x))):
+    with patch("builtins.hash", lambda x, old=hash: x if isinstance(x, int) else old(repr(x))):
         if roles(f, names)[0] != loss:
             fail(f, "hash() of a text is another one in each Python process, and so are the roles")
     if roles(f, names[::-1])[0] != loss:
@@ -317,8 +317,8 @@ def check_pad_right(f: Function) -> None:
     by_mistake(f, padded, cases, {
         "padding on the left shifts every position; put it behind, where a causal model cannot see it":
             lambda r, p: (left(r, p), padded(r, p)[1]),
-        "that is padding on the left, with the last token in the last column; put it behind, where a causal "
-        "model cannot see it": lambda r, p: (left(r, p), torch.full((len(r),), max(map(len, r)) - 1)),
+        "that is padding on the left, with the last token in the last column; put padding behind the row":
+            lambda r, p: (left(r, p), torch.full((len(r),), max(map(len, r)) - 1)),
         "the last column of a short row is padding; count the row's own tokens":
             lambda r, p: (padded(r, p)[0], torch.full((len(r),), max(map(len, r)) - 1)),
         "the rows are filled up with 0; fill them with pad": lambda r, p: (padded(r, 0)[0], padded(r, p)[1]),
