@@ -194,8 +194,8 @@ def check_right(f: Function) -> None:
              ("", ["golf", "", "."], "an empty reply is not right, and no empty answer matches it"),
              (" basketball", ["", "golf"], "an empty answer matches nothing")]
     for reply, answers, sentence in cases:
-        if not same(got := given(f, reply, answers), wanted := is_right(reply, answers)):
-            fail(f, f"{sentence} (of {shown(reply)} and {shown(answers)} it says {shown(got)}, not {wanted})")
+        if not same(got := given(f, reply, answers), true := is_right(reply, answers)):
+            fail(f, f"{sentence} (of {shown(reply)} and {shown(answers)} it says {shown(got)}, not {true})")
     passed(f)
 
 # %% ../../nbs/workshop/checks.ipynb #5a4d557d
@@ -313,7 +313,7 @@ def check_pad_right(f: Function) -> None:
     got = given(f, *cases[0])
     if not isinstance(got, (tuple, list)) or [
             isinstance(x, Tensor) and not x.is_floating_point() for x in got] != [True, True]:
-        fail(f, "give two tensors of whole numbers, torch.long: the ids, and each row's last place")
+        fail(f, "give two tensors of whole numbers, torch.long: ids, and each row's last place")
     by_mistake(f, padded, cases, {
         "padding on the left shifts every position; put it behind, where a causal model cannot see it":
             lambda r, p: (left(r, p), padded(r, p)[1]),
@@ -365,7 +365,7 @@ def check_split_by_person(f: Function) -> None:
         fail(f, "one of the two sides is empty")
     if len(set(person[mask].tolist()) & set(person[~mask].tolist())):
         fail(f, "rows of one person are on both sides, so a probe can learn names by heart; deal people")
-    if not 55 <= mask.sum() <= 145:  # 11 to 29 people
+    if not 55 <= mask.sum() <= 145:  # 11 to 29
         fail(f, f"about half of the people should be for fitting, not {int(mask.sum()) // 5} of 40")
     if not same(mask, again):
         fail(f, "two calls with the same seed differ; draw with a generator that has this seed")
