@@ -150,7 +150,7 @@ def shorten(weights, clip, normalised):
 
 
 def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.relu, unit=1, clip=1.0, frozen_slope=False, all_kept=False, frozen_now=False,
-         normalised=False, square=torch.square, root=torch.clone):
+         normalised=False, square=torch.square, root=torch.clone, item=False):
     def forget_page(weights, read, target, keep, mu_K, mu_U, sd, steps=90):
         frozen = read(keep) if frozen_slope else read(keep).detach()
         for p in weights:
@@ -163,7 +163,7 @@ def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.re
             some = torch.randperm(len(keep))[: len(keep) if all_kept else 16]
             some_h = read([keep[i] for i in some])
             retain = ((some_h - (some_h.detach() if frozen_now else frozen[some])).pow(2) / frozen.var(0) ** unit).mean()
-            (forget + weight * retain).backward()
+            ((forget.item() if item else forget) + weight * retain).backward()
             if clip:
                 shorten(weights, clip, normalised)
             if step:
@@ -453,6 +453,7 @@ SAME_SENTENCE = [  # as one of the above: (exercise, a wrong answer, words)
     ("deal", lambda names, share, seed: (1, 2), "two lists"),
     ("forget_page", page(frozen_now=True, weight=1), "blank 1 or 4"),
     ("forget_page", page(normalised=True), "leave a shorter one"),
+    ("forget_page", page(item=True), "`forget` must be a tensor"),
     ("forget", loop(number=1), "use it, not a number"),
     ("forget", loop(cut=True), "stopped in line .*backward"),
     ("simnpo_slope", lambda p, n, b: torch.func.grad(lambda q: -2 / b * F.logsigmoid(-b * q / n).mean())(p), "without autograd"),
@@ -512,6 +513,19 @@ RIGHT = [  # in another style than the reference: (exercise, a right answer)
 def test_other_right_answers_pass(exercise, right, exp, capsys):
     check(exercise, right, exp)
     assert f"{exercise}: right" in capsys.readouterr().out
+
+
+def test_numbers_by_hand_are_right():
+    "What the texts of 2.3, 4.2 and 5.2 ask to work out first, and their hints or comments say."
+    t = torch.tensor
+    prompts = ["{name} sings", "Who is {name}?", "The town of {name} is", "{name} was born in", "Who is {name} today?"]
+    assert len(reference("cut_after_name")("Ada", prompts)) == 3
+    assert torch.equal(reference("worst")(t([[0.6, -0.2, 0.7], [0.8, -0.9, -0.3]])), t([0.6, -0.2, 0]))
+    assert reference("triplet")(t([[4.0, 1]]), t([4.0, 2]), t([0.0, 1]), t([2.0, 1])) == 4.5
+    text = "\n".join(course.source(cell) for notebook in course.masters().values() for cell in notebook)
+    assert all(f"`{prompt}`" in text for prompt in prompts)
+    assert "(0.6, 0.8), (-0.2, -0.9) and (0.7, -0.3)" in text and "0.6, -0.2 and 0. For" in text
+    assert "$z = (4, 1)$, $\\mu_K = (4, 2)$, $\\mu_U = (0, 1)$, spreads $(2, 1)$" in text and "\n4.5; and none" in text
 
 
 def test_half_by_coins_is_hardly_ever_refused():

@@ -22,7 +22,7 @@ from .checks import Function, NotYet, as_numbers, by_mistake, fail, given, numbe
 from .checks import same, stopped
 
 HELD = "what is held must not have a gradient; read the frozen residuals under torch.no_grad()"
-Slopes = list[tuple[list[int], Tensor, Tensor]]      # texts, what was read, its gradient
+Slopes = list[tuple[list[int], Tensor, Tensor]]  # texts, what was read, its gradient
 Losses = Mapping[str, Callable[[Tensor], Tensor]]  # what is wrong ("" if nothing) -> loss of [texts, latents]
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #24fd76ad
@@ -34,10 +34,10 @@ def small_world() -> Any:
     return SimpleNamespace(model=model, target=list(range(8)), keep=list(range(8, 48)),
                            goal=numbers(6, seed=7), read=lambda texts: model(table[list(texts)]))
 
-def away(world: Any, texts: list[int]) -> float:
-    "Mean squared distance of texts from the goal."
+def away(world: Any) -> float:
+    "Mean squared distance of the target from its goal."
     with torch.no_grad():
-        return (world.read(texts) - world.goal).pow(2).mean().item()
+        return (world.read(world.target) - world.goal).pow(2).mean().item()
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #fe9e201f
 def trained(f: Function, *args: Any, **options: Any) -> list[Any]:  # each step's optimizer, length, stale
@@ -82,8 +82,8 @@ def slope_noted(loss: Tensor, slopes: list[float]) -> Tensor:
 def check_forget(f: Function) -> None:
     "`forget(weights, residual, target, keep, forget_loss, retain_loss, steps, ...)` trains."
     world = small_world()
-    left = SimpleNamespace(weights=list(world.model.parameters()), start=away(world, world.target),
-                           world=world, seen=[], sizes=set(), counted=[], pulled=[])
+    left = SimpleNamespace(weights=list(world.model.parameters()), start=away(world), world=world,
+                           seen=[], sizes=set(), counted=[], pulled=[])
     with torch.no_grad():
         left.frozen, left.before = world.read(world.keep), deepcopy(left.weights)
 
@@ -103,13 +103,13 @@ def check_forget(f: Function) -> None:
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #55a0428a
 def faults_left(left: Any) -> Iterator[str]:  # what `check_forget` noted before training and during it
-    "What a loop did wrong, by what it left behind, then by the rest."
+    "What a loop did wrong, by what it left behind."
     seen, steps = left.seen, left.steps
     if any(torch.equal(p, b) for p, b in zip(left.weights, left.before, strict=True)):
         yield "weights have not changed; send the loss backward, call step(), and train all of `weights`"
     if any(step.stale for step in steps):
         yield "gradients are left over, so they add up from step to step; call zero_grad() in each step"
-    if away(left.world, left.world.target) > left.start:
+    if away(left.world) > left.start:
         yield "the target moved away from its goal; minimise the forget loss, do not maximise it"
     if not seen:
         yield "retain_loss was never called, so nothing holds the others"
@@ -154,7 +154,7 @@ def faults_in_steps(steps: list[Any]) -> Iterator[str]:  # from `trained`
         yield (f"the longest gradient has length {longest:.2g}; clip to 1, between backward() and step(), "
                "with clip_grad_norm_")
     if steps[-1].length > .5:
-        yield "gradients shorter than 1 become longer; clipping leaves them as they are"
+        yield "gradients shorter than 1 become longer; clipping would leave them"
     if any(step.optimizer is not steps[0].optimizer for step in steps):
         yield "each step makes a new optimizer; make one, before the loop"
     group = steps[0].optimizer.param_groups[0]
@@ -219,6 +219,8 @@ def faults_in_slopes(
     "What slopes say about blanks 2 and 3."
     others = [x for x in slopes if len(x[0]) != 8]
     held = [x for x in others if len(x[0]) == 16]
+    if len(others) == len(slopes):
+        yield "blank 2: `forget` must be a tensor, and go backward"
     if not any(slope.any() for *_, slope in others):
         yield "blank 1 or 4: `retain` pulls nothing back; read `frozen` before training, add 500 * retain"
     if not held:
@@ -254,7 +256,7 @@ def check_blanks(f: Function) -> None:
     for sentence in faults_in_slopes(slopes, page_losses(mu_K, mu_U, sd), frozen):
         fail(f, sentence)
     if abs(max(step.length for step in steps) - 1) > .01 or steps[-1].length > .5:
-        fail(f, "blank 4: clip the gradient to length 1, between backward and step, and leave a shorter one")
+        fail(f, "blank 4: clip the gradient to length 1 before the step, and leave a shorter one")
     passed(f)
 
 # %% ../../nbs/workshop/checks_forgetting.ipynb #6fa13002
@@ -315,7 +317,7 @@ def check_hold(f: Function) -> None:
         return (h - g).pow(2) / s
 
     by_mistake(f, lambda h, g, s: moved(h, g, s).mean(), [(h, frozen, scale)], {
-        "the scale comes with the call; the variance of `frozen` is another":
+        "take `scale`; the variance of `frozen` is another":
             lambda h, g, s: moved(h, g, g.var(0)).mean(),
         "one coordinate can hold most of the variance; divide each by its scale":
             lambda h, g, s: (h - g).pow(2).mean(),
