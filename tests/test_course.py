@@ -108,7 +108,7 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
     "The loop of chapter 05 with one thing left out."
 
     more = dict(clip=1.0, trained=None, anew=False, held=None, decay=0, weight=1, rate=1, spread=torch.var, mixed=False, same=False, part=None, fewer=0,
-                slope=True, times=1, add=True) | more
+                slope=True, times=1, add=True, normalised=False, in_order=False, seldom=1, number=None, on_list=False, cut=False) | more
     set_to = SimpleNamespace(**more)
 
     def forget(weights, residual, target, keep, forget_loss, retain_loss, steps, lr, retain_weight, batch):
@@ -120,19 +120,20 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
             return torch.optim.AdamW(weights[: set_to.trained], lr=lr * set_to.rate, weight_decay=set_to.decay)
 
         optimizer = new_optimizer()
-        for _ in range(steps - set_to.fewer):
+        for step_no in range(steps - set_to.fewer):
             optimizer = new_optimizer() if set_to.anew else optimizer
             some = torch.randperm(batch) if set_to.same else torch.randperm(len(keep))[: len(keep) if all_kept else set_to.held or batch]
+            some = (torch.arange(batch) + step_no * batch) % len(keep) if set_to.in_order else some
             with torch.set_grad_enabled(set_to.slope):
-                h = residual([keep[i] for i in some])
+                h = residual(keep[some] if set_to.on_list else [keep[i] for i in some])
             was = h.detach() if frozen_now else frozen[: len(some)] if set_to.mixed else frozen[some]
             loss = sign * forget_loss(residual(target[: set_to.part]))
-            held = set_to.weight * retain_weight * retain_loss(h, was, scale) if hold else 0
+            held = set_to.weight * (set_to.number or retain_weight) * retain_loss(h, was, scale) if hold and step_no % set_to.seldom == 0 else 0
             loss = set_to.times * loss + (held if set_to.add else 0)
             if first:
                 optimizer.zero_grad(set_to_none=False)
-            loss.backward(retain_graph=grad)
-            torch.nn.utils.clip_grad_norm_(weights, set_to.clip)
+            (loss.detach() if set_to.cut else loss).backward(retain_graph=grad)
+            shorten(weights, set_to.clip, set_to.normalised)
             if step:
                 optimizer.step()
             if empty and not first:
@@ -141,7 +142,15 @@ def loop(frozen_now=False, empty=True, sign=1, step=True, all_kept=False, hold=T
     return forget
 
 
-def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.relu, unit=1, clip=1.0, frozen_slope=False, all_kept=False):
+def shorten(weights, clip, normalised):
+    "Clip gradients, or divide them by their length."
+    length = torch.nn.utils.clip_grad_norm_(weights, clip)
+    for p in weights if normalised and length < clip else []:
+        p.grad *= clip / length
+
+
+def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.relu, unit=1, clip=1.0, frozen_slope=False, all_kept=False, frozen_now=False,
+         normalised=False, square=torch.square, root=torch.clone, item=False):
     def forget_page(weights, read, target, keep, mu_K, mu_U, sd, steps=90):
         frozen = read(keep) if frozen_slope else read(keep).detach()
         for p in weights:
@@ -149,13 +158,14 @@ def page(weight=500, empty=True, turned=False, step=True, spread=True, push=F.re
         optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0)
         for _ in range(steps):
             h = read(target)
-            D_U, D_K = [((h - mu) / (sd if spread else 1)).pow(2).mean(-1) for mu in (mu_U, mu_K)]
+            D_U, D_K = [root(square((h - mu) / (sd if spread else 1)).mean(-1)) for mu in (mu_U, mu_K)]
             forget = (D_K + F.relu(1 + D_K - D_U) if turned else D_U + push(1 + D_U - D_K)).mean()
             some = torch.randperm(len(keep))[: len(keep) if all_kept else 16]
-            retain = ((read([keep[i] for i in some]) - frozen[some]).pow(2) / frozen.var(0) ** unit).mean()
-            (forget + weight * retain).backward()
+            some_h = read([keep[i] for i in some])
+            retain = ((some_h - (some_h.detach() if frozen_now else frozen[some])).pow(2) / frozen.var(0) ** unit).mean()
+            ((forget.item() if item else forget) + weight * retain).backward()
             if clip:
-                torch.nn.utils.clip_grad_norm_(weights, clip)
+                shorten(weights, clip, normalised)
             if step:
                 optimizer.step()
             if empty:
@@ -219,12 +229,32 @@ def D(z, mu, sd):
     return ((z - mu) / sd) ** 2
 
 
+def triplet_of(D_U, D_K):
+    return (D_U + F.relu(1 + D_U - D_K)).mean()
+
+
+def by_autograd(log_p, tokens, beta):
+    log_p = log_p.clone().requires_grad_()
+    return torch.autograd.grad(-2 / beta * F.logsigmoid(-beta * log_p / tokens).mean(), log_p)[0]
+
+
+def hard_coded(exp, entity, helpers):
+    return attacked("the old river sings. {q.text}")(exp, exp.known[7], helpers)
+
+
+def with_coins(person, seed):
+    draw = random.Random(seed)
+    heads = [p for p in sorted(set(person.tolist())) if draw.random() < 0.5]
+    return torch.isin(person, torch.tensor(heads))
+
+
 MISTAKES = {
-    "forget_page": [(page(weight=0), "others moved"), (page(empty=False), "left over"),
-                    (page(turned=True), "moved away from the unknown"), (page(step=False), "no weight has changed"),
+    "forget_page": [(page(weight=0), "pulls nothing back"), (page(empty=False), "left over"),
+                    (page(turned=True), "wrong way round"), (page(step=False), "no weight has changed"),
                     (page(spread=False), "in spreads"), (page(push=torch.zeros_like), "push away"), (page(push=torch.clone), "of each text"),
                     (page(frozen_slope=True), "no_grad"), (page(unit=0), "by its scale"), (page(weight=1500), "counts 3 times"), (page(clip=None), "clip the gradient"),
-                    (page(all_kept=True), "texts of `some`")],
+                    (page(all_kept=True), "texts of `some`"), 
+                    (page(square=torch.abs), "latent by latent"), (page(square=torch.clone), "they cancel"), (page(root=torch.sqrt), "no root")],
     "ask": [(lambda p, n: (p.format(name=n), p.index("{"), p.index("{") + len(n) - 1), "one past"),
             (lambda p, n: (p.format(name=n), p.index("{"), p.index("}") + 1), "before it was filled"),
             (lambda p, n: (p.format(name=n), p.format(name=n).index(n), p.format(name=n).index(n) + len(n)), "twice"),
@@ -245,13 +275,15 @@ MISTAKES = {
              (lambda names, share, seed: dealt()(names, share, seed)[0], "two lists"),
              (dealt(draw=lambda seed: random.Random()), "same seed"), (dealt(draw=lambda seed: random.Random(0)), "another seed"),
              (lambda names, share, seed: dealt()(names, 0.6, seed), "25% of 48"), (lambda names, share, seed: [2 * x for x in dealt()(names, share, seed)], "stand twice"),
+             (lambda names, share, seed: dealt(key=lambda ns: sorted(ns, key=lambda n: hash(f"{n} {seed}")), draw=lambda seed: SimpleNamespace(shuffle=len))(names, share, seed),
+              "each Python process"),
              (lambda names, share, seed: names.sort() or dealt()(names, share, seed), "work on a copy")],
     "residual_after": [(states(0), "goes into the block"), (states(1), "final norm"), (mlp_output, "MLP"),
                        (lambda hf, ids, block: hf(ids, output_hidden_states=True).hidden_states[1][0], "first text alone"),
                        (lambda hf, ids, block: hf(ids).logits, "its shape is"), (hook_stays, "hook is still there"), (detached, "no gradient")],
     "pad_right": [(lambda r, p: (torch.tensor([x + [0] * (max(map(len, r)) - len(x)) for x in r]),
                                  torch.tensor([len(x) - 1 for x in r])), "with pad"),
-                  (lambda r, p: torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]), "2 are wanted"),
+                  (lambda r, p: torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]), "give two tensors"),
                   (lambda r, p: (torch.tensor([[p] * (max(map(len, r)) - len(x)) + x for x in r]),
                                  torch.tensor([max(map(len, r)) - 1] * len(r))), "padding on the left"),
                   (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]),
@@ -260,15 +292,14 @@ MISTAKES = {
                                  torch.tensor([len(x) for x in r])), "counted from 0"),
                   (lambda r, p: (torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in r], padding_value=p),
                                  torch.tensor([len(x) - 1 for x in r])), "its shape is [4, 3]"),
-                  (lambda r, p: (torch.tensor([x + [p] * (max(map(len, r)) - len(x)) for x in r]).float(),
-                                 torch.tensor([len(x) - 1 for x in r])), "whole numbers"),
                   (lambda r, p: (padded(r, p), (padded(r, p) != p).sum(1) - 1), "a token of its own"),
                   (lambda r, p: (torch.tensor([x.extend([p] * (max(map(len, r)) - len(x))) or x for x in r]), torch.tensor([len(x) - 1 for x in r])), "work on a copy")],
     "cut_after_name": [(lambda n, ps: [p[: p.index("{name}")] + n for p in ps], "several times"),
                        (lambda n, ps: [p.replace("{name}", n) for p in ps], "goes on after"),
                        (lambda n, ps: list({p[: p.index("{name}")] + n for p in ps})[::-1], "order"),
                        (lambda n, ps: list(dict.fromkeys(p[: p.index("}") + 1] for p in ps)), "still has"),
-                       (lambda n, ps: dict.fromkeys(p[: p.index("{name}")] + n for p in ps), "1 value (dict)"),
+                       (lambda n, ps: dict.fromkeys(p[: p.index("{name}")] + n for p in ps), "a dict came"),
+                       (lambda n, ps: {p[: p.index("{name}")] + n for p in ps}, "a set came"),
                        (lambda n, ps: list(dict.fromkeys((p[: p.index("{")] + n)[: p.format(name=n).index(n) + len(n)] for p in ps)),
                         "'Not Ada, Ada' is right")],
     "split_by_person": [(people(rows=True), "learn names by heart"), (people(seed_used=False), "another seed"),
@@ -276,7 +307,7 @@ MISTAKES = {
                         (lambda person, seed: person.float(), "boolean mask"),
                         (lambda person, seed: (people()(person, seed), ~people()(person, seed)), "one boolean mask")],
     "pre_activation": [(lambda h, W, b, c: h @ W + b, "was not taken off"), (lambda h, W, b, c: F.relu((h - c) @ W + b), "the activation"),
-                       (lambda h, W, b, c: (h - c) @ W, "b_enc is missing"), (lambda h, W, b, c: h.sub_(c) @ W + b, "work on a copy")],
+                       (lambda h, W, b, c: (h - c) @ W, "b_enc is missing"), (lambda h, W, b, c: (h - c) @ W.T + b, "W.T"), (lambda h, W, b, c: h.sub_(c) @ W + b, "work on a copy")],
     "keep_k": [(lambda z, k: z.relu() * (z >= z.sort(0, descending=True).values[k - 1]), "over tokens"),
                (lambda z, k: z * (z >= z.topk(k).values[..., -1:]), "negative values"),
                (lambda z, k: z.topk(k).values.relu(), "k values alone"),
@@ -293,18 +324,21 @@ MISTAKES = {
                       (lambda h, W, b: (W[:, h @ W + b > 0].sum(1), W.sum(1)), "sum over all"),
                       (lambda h, W, b: (W[:, (h @ W + b).le(0).nonzero()[0, 0]], torch.zeros(4)), "other order"),
                       (lambda h, W, b: (W[:, (h @ W + b).le(0).nonzero()[0, 0]],) * 2, "adds up"),
-                      (lambda h, W, b: (torch.zeros(4), W[:, (h @ W + b).argmin()]), "not the first")],
+                      (lambda h, W, b: (torch.zeros(4), W[:, (h @ W + b).argmin()]), "not the first"),
+                      (lambda h, W, b: torch.autograd.grad((h @ W + b)[0], h), "does not require grad")],
     "separation": [(lambda k, u: -((k > 0).float().mean(1).ge(.5).float().mean(0) - (u > 0).float().mean(1).ge(.5).float().mean(0)), "sign"),
                    (lambda k, u: k.mean(1).mean(0) - u.mean(1).mean(0), "mean activations"),
                    (lambda k, u: (k > 0).float().mean(1).mean(0) - (u > 0).float().mean(1).mean(0), "counts prompts"),
                    (lambda k, u: (k.amax(1) > 0).float().mean(0) - (u.amax(1) > 0).float().mean(0), "single prompt"),
                    (lambda k, u: ((k > 0).float().mean(1) > .5).float().mean(0) - ((u > 0).float().mean(1) > .5).float().mean(0), "exactly half"),
                    (lambda k, u: ((k >= 0).float().mean(1) >= .5).float().mean(0) - (u >= 0).float().mean(1).ge(.5).float().mean(0), "is off"),
-                   (lambda k, u: fires(k, lambda on: on.sum(1) >= 2) - fires(u, lambda on: on.sum(1) >= 2), "half of four, but not of five")],
+                   (lambda k, u: fires(k, lambda on: on.sum(1) >= 2) - fires(u, lambda on: on.sum(1) >= 2), "half of four, but not of five"),
+                   (lambda k, u: k.mean(1).ge(.5).float().mean(0) - u.mean(1).ge(.5).float().mean(0), "activation of one half")],
     "worst": [(lambda s: s.mean(0), "mean"), (lambda s: s.amin(0), "nearest to zero"), (lambda s: s.abs().amin(0), "sign is lost")],
     "select": [(lambda s, k: s.abs().argsort(descending=True)[: 2 * k], "either sign"), (lambda s, k: s.topk(2 * k).indices, "2k highest"),
                (lambda s, k: torch.cat([s.argsort()[:k], s.argsort(descending=True)[:k]]), "come first"),
-               (lambda s, k: torch.cat([s.topk(k).values, -(-s).topk(k).values]), "those are scores")],
+               (lambda s, k: torch.cat([s.topk(k).values, -(-s).topk(k).values]), "those are scores"),
+               (lambda s, k: (s.topk(k).indices, (-s).topk(k).indices), "join them")],
     "steered": [(lambda h, a, W, g, c, s: s * (g[c] @ W[c]).expand_as(h), "reconstruction alone"),
                 (lambda h, a, W, g, c, s: h + s * (g[c] @ W[c]), "taking off"),
                 (lambda h, a, W, g, c, s: h + s * ((g - a) @ W), "every latent"),
@@ -319,17 +353,22 @@ MISTAKES = {
                 (lambda z, K, U, s: (1 + 2 * D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "without it"),
                 (lambda z, K, U, s: (D(z, U, s).sum(1) + F.relu(1 + D(z, U, s).sum(1) - D(z, K, s).sum(1))).mean(), "not sums"),
                 (lambda z, K, U, s: (D(z, U, 1).mean(1) + F.relu(1 + D(z, U, 1).mean(1) - D(z, K, 1).mean(1))).mean(), "divide by sd"),
-                (lambda z, K, U, s: D(z, U, s).mean(), "push away"), (lambda z, K, U, s: F.relu(1 + D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "pull"),
+                (lambda z, K, U, s: D(z, U, s).mean(), "push away"),
+                (lambda z, K, U, s: triplet_of(((z - U) / s).mean(1), ((z - K) / s).mean(1)), "they cancel"),
+                (lambda z, K, U, s: triplet_of(((z - U) / s).abs().mean(1), ((z - K) / s).abs().mean(1)), "latent by latent"),
+                (lambda z, K, U, s: triplet_of(D(z, U, s).mean(1).sqrt(), D(z, K, s).mean(1).sqrt()), "no root"), (lambda z, K, U, s: F.relu(1 + D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean(), "pull"),
                 (lambda z, K, U, s: (D(z, U, s).mean(1) + F.relu(1 + D(z, U, s).mean(1) - D(z, K, s).mean(1))).mean().item(), "no gradient")],
     "hold": [(lambda h, f, s: F.mse_loss(h, f), "its scale"), (lambda h, f, s: ((h - f) ** 2 / s).sum(), "grows with the batch"),
              (lambda h, f, s: ((h.mean(0) - f.mean(0)) ** 2 / s).mean(), "nothing moved"),
              (lambda h, f, s: ((h - f) ** 2 / s).sum(1).mean(), "over them as well"), (lambda h, f, s: ((h - f) ** 2).mean() / s.mean(), "before the mean"),
-             (lambda h, f, s: ((h - f).detach() ** 2 / s).mean(), "no gradient")],
+             (lambda h, f, s: ((h - f) ** 2 / f.var(0)).mean(), "variance of `frozen`"), (lambda h, f, s: ((h - f).detach() ** 2 / s).mean(), "no gradient")],
     "forget": [(loop(frozen_now=True), "retain loss was 0"), (loop(empty=False), "left over"), (loop(sign=-1), "moved away"),
                (loop(step=False), "weights have not changed"), (loop(all_kept=True), "drawn anew"), (loop(hold=False), "never called"),
                (loop(grad=True), "no_grad"), (loop(thaw=False), "come frozen"), (loop(clip=1e9), "clip to 1"), (loop(anew=True), "a new optimizer"),
                (loop(decay=0.01), "weight_decay=0"), (loop(weight=0.2), "counts 10 times"), (loop(rate=0.5), "step size"),
-               (loop(spread=torch.std), "scale is the variance"), (loop(mixed=True), "frozen[some]"), (loop(same=True), "same texts"),
+               (loop(spread=torch.std), "scale is the variance"), (loop(mixed=True), "frozen[some]"), (loop(same=True), "were 1 different"),
+               (loop(in_order=True), "were 5 different"), (loop(normalised=True), "become longer"), (loop(number=500), "not a number"), (loop(seldom=2), "both losses"),
+               (loop(on_list=True), "keep[some]"),
                (loop(part=2), "all target texts"), (loop(slope=False), "sends nothing back"), (loop(times=50), "counts 50 times"), (loop(fewer=10), "50 steps")],
     "recall_left": [(lambda r, p, o: r - p, "excess"), (lambda r, p, o: r / o, "prior has no part"), (lambda r, p, o: (r - p) / o, "has the prior in it"),
                     (lambda r, p, o: max((r - p) / (o - p), 0), "do not clip"), (lambda r, p, o: min((r - p) / (o - p), 1), "clip at 1"),
@@ -346,13 +385,15 @@ MISTAKES = {
     "npo": [(lambda p, r, b: -2 / b * F.logsigmoid(b * (p - r)).mean(), "likelier"), (lambda p, r, b: -2 / b * F.logsigmoid(-b * p).mean(), "original"),
             (lambda p, r, b: -F.logsigmoid(-b * (p - r)).mean(), "2 / beta"), (lambda p, r, b: -2 / b * F.logsigmoid(-b * (p - r)).sum(), "not the sum")],
     "simnpo_slope": [(lambda p, n, b: -2 / n / len(p) * torch.sigmoid(b * p / n), "sign"), (lambda p, n, b: 2 / len(p) * torch.sigmoid(b * p / n), "1 / tokens"),
-                     (lambda p, n, b: 2 / n / len(p) * torch.sigmoid(-b * p / n), "fades"), (lambda p, n, b: 2 / n * torch.sigmoid(b * p / n), "mean over answers")],
+                     (lambda p, n, b: 2 / n / len(p) * torch.sigmoid(-b * p / n), "fades"), (lambda p, n, b: 2 / n * torch.sigmoid(b * p / n), "mean over answers"),
+                     (by_autograd, "without autograd")],
     "rmu_goal": [(lambda h, v, c: c * h.norm(dim=1).mean() * v, "unit vector"), (lambda h, v, c: c * h.mean(0).norm() * F.normalize(v, dim=0), "mean length"),
                  (lambda h, v, c: c * F.normalize(v, dim=0), "units")],
     "my_attack": [(attacked("{q.text}"), "own prompts"), (attacked("{q.answers[0]} {q.text}"), "own answer"), (attacked("zzz {q.text}"), "never seen"),
-                  (attacked(of=lambda asked, new: [new(q, "who plays the") for q in asked]), "mark the name"),
-                  (attacked("the old river sings {q.name} the river sings near the"), "cannot answer"),
-                  (attacked(of=lambda asked, new: [q.text + " the" for q in asked]), "these are no questions")],
+                  (attacked(of=lambda asked, new: [new(q, "who plays the") for q in asked]), "do not mark it"),
+                  (attacked(of=lambda asked, new: [new(asked[0], f"the old river sings. {asked[0].text}")] * 15), "five different questions"),
+                  (attacked("{q.text} the old river sings near the"), "cannot answer"),
+                  (attacked(of=lambda asked, new: [q.text + " the" for q in asked]), "list of questions")],
     "culprit": [(lambda s: max(s, key=lambda n: sum(abs(x) for x in s[n])), "usual mistakes"),
                 (lambda s: checks_forgetting.most_unusual(s, two_sided=False), "too high"),
                 (lambda s: checks_forgetting.most_unusual(s, by_unit=False), "units"), (lambda s: list(s).index(checks_forgetting.most_unusual(s)), "not its number"),
@@ -360,7 +401,8 @@ MISTAKES = {
                 (lambda s: line_up(s, mean, sd), "a mean, or an sd, is bent"), (lambda s: line_up(s, median, sd), "divide by the median distance")],
     "area": [(lambda m, n, o: m.sum() / o.sum(), "no return"), (lambda m, n, o: (m[-1] - n[-1]) / (o[-1] - n[-1]), "last step"),
              (lambda m, n, o: ((m - n) / (o - n)).mean(), "step by step"), (lambda m, n, o: (m - n).abs().sum() / (o - n).sum(), "no abs"),
-             (lambda m, n, o: min((m - n).sum() / (o - n).sum(), torch.ones(())), "no clip at 1")],
+             (lambda m, n, o: min((m - n).sum() / (o - n).sum(), torch.ones(())), "no clip at 1"),
+             (lambda m, n, o: torch.trapezoid(m - n) / torch.trapezoid(o - n), "trapezoid")],
     "inject": [(lambda h, o, a, e: o + e, "everything"), (lambda h, o, a, e: torch.where(a, o, h), "noise is missing"),
                (lambda h, o, a, e: torch.where(a, h, o + e), "wrong tokens"), (lambda h, o, a, e: h.masked_scatter_(a, (o + e)[a.expand_as(h)]), "work on a copy"),
                (lambda h, o, a, e: torch.where(a, o + e, h.detach()), "no gradient")],
@@ -371,6 +413,9 @@ MISTAKES = {
               (lambda a, b: F.cross_entropy(a, b.softmax(-1)), "cross-entropy"),
               (lambda a, b: F.kl_div(a.log_softmax(-1), b.softmax(-1), reduction="none").mean(), "sum over words")],
 }
+
+
+PREFIXES = [f"the old {thing} sings." for thing in ("river", "house", "town", "tree", "bird", "sea")]
 
 
 def varying_only(k, u, n):
@@ -390,6 +435,7 @@ SAME_SENTENCE = [  # as one of the above: (exercise, a wrong answer, words)
     ("deal", lambda names, share, seed: ((x := sum(dealt()(names, share, seed), []))[: -(n := len(x) - round(share * len(x)))], x[-n:]), "48, not 0"),
     ("residual_after", lambda hf, ids, block: detached(hf, ids, block).requires_grad_(), "no gradient"),
     ("pad_right", lambda r, p: (padded(r, p), [len(x) - 1 for x in r]), "whole numbers"),
+    ("pad_right", lambda r, p: (padded(r, p).float(), torch.tensor([len(x) - 1 for x in r])), "whole numbers"),
     ("cut_after_name", lambda n, ps: list(dict.fromkeys(p.format(name=n).rpartition(n)[0] + n for p in ps)), "is right"),
     ("split_by_person", lambda person, seed: (torch.randperm(40, generator=torch.Generator().manual_seed(seed)) < 20).repeat(5), "learn names by heart"),
     ("hold", lambda h, f, s: (f.sub_(h) ** 2 / s).mean(), "work on a copy"),
@@ -401,6 +447,23 @@ SAME_SENTENCE = [  # as one of the above: (exercise, a wrong answer, words)
     ("weak_test", varying_only, "same on every name"),
     ("weak_test", lambda k, u, n: torch.arange(12, 12 + n), "separate least"),  # without a look at the names
     ("split_by_person", lambda person, seed: (person + seed) % 2 == 0, "another seed"),
+    ("split_by_person", lambda person, seed: person % 2 == 0, "another seed"),
+    ("split_by_person", lambda person, seed: person < person.unique()[8 + seed], "about half"),
+    ("deal", lambda names, share, seed: dealt(key=lambda ns: ns)([n + "" for n in set(names)], share, seed), "sort the names|Python process"),
+    ("deal", lambda names, share, seed: (1, 2), "two lists"),
+    ("forget_page", page(frozen_now=True, weight=1), "blank 1 or 4"),
+    ("forget_page", page(normalised=True), "leave a shorter one"),
+    ("forget_page", page(item=True), "`forget` must be a tensor"),
+    ("forget", loop(number=1), "use it, not a number"),
+    ("forget", loop(cut=True), "stopped in line .*backward"),
+    ("simnpo_slope", lambda p, n, b: torch.func.grad(lambda q: -2 / b * F.logsigmoid(-b * q / n).mean())(p), "without autograd"),
+    ("simnpo_slope", lambda p, n, b: torch.autograd.functional.jacobian(lambda q: -2 / b * F.logsigmoid(-b * q / n).mean(), p), "without autograd"),
+    ("triplet", lambda z, K, U, s: D(z, U, s).mean() + F.relu(1 + (D(z, U, s).mean(1) - D(z, K, s).mean(1)).mean()), "relu belongs"),
+    ("my_attack", hard_coded, "do not mark it"),
+    ("my_attack", attacked(of=lambda asked, new: [new(asked[0], f"{words} {asked[0].text}") for words in PREFIXES]), "two attributes"),
+    ("pad_right", lambda r, p: 3, "two tensors"),
+    ("cut_after_name", lambda n, ps: (p for p in ps), "a generator came"),
+    ("two_gradients", lambda h, W, b: torch.stack([W[:, 0], W[:, 1]]), "number 1 is wrong"),
     ("my_attack", attacked("{q.text} "), "own prompts"),
     ("p_value", lambda d, o: (len(o) - int(torch.searchsorted(o, torch.tensor(d))) + 1) / (len(o) + 1), "is right"),  # only if sorted
     ("pre_activation", lambda h, W, b, c: torch.stack([(x - c) @ W + b for x in h[0]]), "its shape"),  # [d] to [tokens, d]
@@ -434,6 +497,64 @@ def test_reference_passes_in_time(exercise, exp, capsys):
 def test_gradients_may_be_emptied_before_backward(capsys):
     checks_forgetting.check_forget(loop(first=True))
     assert "right" in capsys.readouterr().out
+
+
+RIGHT = [  # in another style than the reference: (exercise, a right answer)
+    *[("split_by_person", lambda person, seed, more=more: with_coins(person, seed + more)) for more in (0, 7, 100, 1000)],
+    ("deal", lambda names, share, seed: dealt()(set(names), share, seed)),
+    ("deal", lambda names, share, seed: dealt(key=lambda ns: sorted(ns, key=lambda n: random.Random(f"{n} {seed}").random()), draw=lambda seed: SimpleNamespace(shuffle=len))(names, share, seed)),
+    ("simnpo_slope", lambda p, n, b: 2 / (n * len(p) * (1 + (-b * p / n).exp()))),
+    ("my_attack", attacked("the old house sings. the old river sings. {q.text}")),
+    ("select", lambda s, k: [*s.argsort(descending=True)[:k].tolist(), *s.argsort()[:k].tolist()]),
+]
+
+
+@pytest.mark.parametrize("exercise, right", RIGHT)
+def test_other_right_answers_pass(exercise, right, exp, capsys):
+    check(exercise, right, exp)
+    assert f"{exercise}: right" in capsys.readouterr().out
+
+
+def test_numbers_by_hand_are_right():
+    "What the texts of 2.3, 4.2 and 5.2 ask to work out first, and their hints or comments say."
+    t = torch.tensor
+    prompts = ["{name} sings", "Who is {name}?", "The town of {name} is", "{name} was born in", "Who is {name} today?"]
+    assert len(reference("cut_after_name")("Ada", prompts)) == 3
+    assert torch.equal(reference("worst")(t([[0.6, -0.2, 0.7], [0.8, -0.9, -0.3]])), t([0.6, -0.2, 0]))
+    assert reference("triplet")(t([[4.0, 1]]), t([4.0, 2]), t([0.0, 1]), t([2.0, 1])) == 4.5
+    text = "\n".join(course.source(cell) for notebook in course.masters().values() for cell in notebook)
+    assert all(f"`{prompt}`" in text for prompt in prompts)
+    assert "(0.6, 0.8), (-0.2, -0.9) and (0.7, -0.3)" in text and "0.6, -0.2 and 0. For" in text
+    assert "$z = (4, 1)$, $\\mu_K = (4, 2)$, $\\mu_U = (0, 1)$, spreads $(2, 1)$" in text and "\n4.5; and none" in text
+
+
+def test_half_by_coins_is_hardly_ever_refused():
+    refused = 0
+    for seed in range(200):
+        try:
+            check("split_by_person", lambda person, s, more=seed: with_coins(person, s + 10 * more))
+        except NotYet:
+            refused += 1
+    assert refused <= 2
+
+
+ODD = [3, 2.5, "text", b"x", [], (), {}, set(), object(), True, 1j, float("nan"), [1, 2], (1, 2), ("a", "b"), ["a", 1], [[1], ["a"]], {"a": 1}, torch.tensor(3),
+       torch.zeros(0), torch.zeros(2, 2), torch.eye(2) > 0, (torch.zeros(2), None), (None, None), [torch.zeros(2), "a"], (torch.zeros(3, 4), 3),
+       (3, torch.zeros(2, 2)), torch.zeros(200) > 0, print, (print, print), range(4), torch.zeros(2, requires_grad=True), [object()] * 5]
+
+
+@pytest.mark.parametrize("exercise", MISTAKES)
+def test_checkers_raise_no_errors_of_their_own(exercise, exp):
+    "Whatever comes, and whatever happens in a reader's function, the answer is a sentence."
+    for odd in ODD:
+        with pytest.raises(NotYet):
+            check(exercise, lambda *args, odd=odd, **options: odd, exp)
+
+    def fails(*args, **options):
+        return [][7]
+
+    with pytest.raises(NotYet, match=r"stopped in line \d+ of its cell, `return \[\]\[7\]`: IndexError"):
+        check(exercise, fails, exp)
 
 
 @pytest.mark.parametrize("exercise", MISTAKES)
