@@ -849,7 +849,7 @@ def test_commands(tmp_path):
     assert run(app, ["student", "--out", str(tmp_path / "a")]).exit_code == 0
     assert run(app, ["student", "--out", str(tmp_path / "b"), "--graded"]).exit_code == 0
     count = len(course.masters())
-    assert len(list(tmp_path.glob("a/*/*.ipynb"))) == 2 * count and len(list(tmp_path.glob("b/release/*/*.ipynb"))) == count
+    assert len(list(tmp_path.glob("a/*/*.ipynb"))) == 2 * count and len(list(tmp_path.glob("b/source/*/*.ipynb"))) == count
     again = run(app, ["student", "--out", str(tmp_path / "a")])
     assert isinstance(again.exception, UserError)
 
