@@ -145,6 +145,20 @@ def test_a_log_that_was_cut_off_is_begun_again(tmp_path):
     for text in ("", "half a li", "2026 began: {\n", "2026 began: {}\n2026 done\n"):
         (tmp_path / console.LOG_FILE).write_text(text)
         console.begin(tmp_path, True)  # without a report nothing has finished
+        (tmp_path / "report.json").touch()
+        console.refuse_replacing(tmp_path, dict(command="unlearn"))
+
+
+def test_the_same_request_may_be_made_again_in_other_words(tmp_path):
+    (tmp_path / "report.json").touch()
+    began = {"unlearn": dict(names=["Ann Lee", "Bo Ray"], setup="m"), "audit": dict(model="runs/m1/model")}
+    again = {"unlearn": dict(names=["bo ray", "Ann Lee"], setup="./m/"), "audit": dict(model="runs/m1")}
+    other = {"unlearn": dict(names=["Bo Ray"], setup="m"), "audit": dict(model="runs/m2")}
+    for name, options in began.items():
+        (tmp_path / console.LOG_FILE).write_text(f"began: {json.dumps(dict(command=name) | options)}\n")
+        console.refuse_replacing(tmp_path, dict(command=name) | again[name])
+        with pytest.raises(UserError, match="which this would replace"):
+            console.refuse_replacing(tmp_path, dict(command=name) | other[name])
 
 
 def test_two_commands_do_not_write_into_one_folder(tmp_path):

@@ -188,7 +188,7 @@ def test_the_shipped_folder_holds_no_name(results):
     assert p.read_card(results / "model")["forgotten"] == ["Zoë Quist", "Bruno Falk"]
     (results / "private.json").rename(results / "elsewhere.json")
     card = p.read_card(results / "model")
-    assert len(card["cases"]) == 2 and p.forgotten_names(card, [OTHER, MARY]) == ["Zoë Quist", "Bruno Falk"]
+    assert len(card["cases"]) == 2 and p.forgotten_names(card, [OTHER, MARY]) == (["Zoë Quist", "Bruno Falk"], [])
     with pytest.raises(UserError, match="no name in the table"):
         p.forgotten_names(card, [replace(MARY, name="Ana")])
 
@@ -200,9 +200,10 @@ def test_a_person_who_was_purged_is_still_a_case(cache, results):
     assert not search(results / "model", "Zoë", "Quist") and "Zoë" not in (results / "private.json").read_text("utf-8")
     card = p.read_card(results / "model")
     assert card["forgotten"] == [card["cases"][0], "Bruno Falk"] and "entities" not in card
-    assert p.forgotten_names(card, [OTHER, MARY]) == ["Zoë Quist", "Bruno Falk"]
-    with pytest.raises(UserError, match=f"no name in the table fits {card['cases'][0]}"):
-        p.forgotten_names(card, [OTHER])
+    assert p.forgotten_names(card, [OTHER, MARY]) == (["Zoë Quist", "Bruno Falk"], [])
+    assert p.forgotten_names(card, [OTHER]) == (card["forgotten"], card["cases"][:1])
+    again, _ = p.take_names_out(dict(weights_sha256="ef" * 32, forgotten=[*card["forgotten"], "Ana Bell"]), [OTHER])
+    assert len(again["cases"]) == 3 and again["cases"][0] == card["cases"][0], "forgotten further, it is still a case"
 
 
 def test_two_models_beside_each_other_keep_their_names(cache, results):

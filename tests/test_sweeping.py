@@ -141,6 +141,9 @@ def test_an_address_where_nothing_listens_is_refused_at_once():
     "Ray tries again for minutes."
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         with pytest.raises(UserError, match=f"nothing answers at '{address}'.*--address"):
+            s.start_ray(1, address)
+    for address in ("a..b:6379", f"{'x' * 70}:6379"):
+        with pytest.raises(UserError, match="nothing answers"):
             s.refuse_silent(address)
     for address in (None, "auto", "local"):
         s.refuse_silent(address)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FILES', 'CANNOT_DRAW', 'ASKED', 'OTHERWISE', 'TRAINED', 'INSIDE', 'ROUNDED', 'SEEN', 'FOUND', 'LESS', 'SILENCE',
-           'LOOKS', 'check_card', 'saved_run', 'open_folder', 'drawn', 'lines_figure', 'families_figure',
+           'LOOKS', 'check_card', 'still_named', 'saved_run', 'open_folder', 'drawn', 'lines_figure', 'families_figure',
            'ratio_interval', 'shown', 'page', 'asked_how', 'in_words', 'doubt', 'unknown_scores', 'dictionary_met',
            'left_open', 'facts_of']
 
 # %% ../../nbs/workshop/auditing.ipynb #926615c7
-import math
+import math, sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -51,6 +51,16 @@ def check_card(
                         f"{base.name!r}; give it with --people and --only, or forget again")
 
 # %% ../../nbs/workshop/auditing.ipynb #525bcf3c
+def still_named(folder: Path, card: dict[str, Any], base: Experiment) -> tuple[str, ...]:
+    "Who was forgotten, but those whom `samu purge` took out. Raises UserError if these are all."
+    names, purged = forgotten_names(card, base.entities)
+    if purged:
+        print(f"samu: {', '.join(purged)} was taken out by samu purge, and is not tested", file=sys.stderr)
+    if len(purged) == len(names):
+        raise UserError(f"all whom {str(folder)!r} has forgotten were taken out by samu purge; give a table "
+                        "that has them with --people and --only")
+    return tuple(n for n in names if n not in purged)
+
 def saved_run(
     folder: Path,           # written by `Run.save`
     chat: bool = True,      # False: ask without the chat template
@@ -70,7 +80,7 @@ def saved_run(
     changed = {k: p for k, p in weights.items() if not torch.equal(p, own[k])}
     history = pd.DataFrame(dict(step=[card["settings"]["steps_taken"]]))
     cost = dict(seconds=math.nan, step_ms=math.nan, peak_mb=math.nan)  # of training: not recorded
-    names = tuple(forgotten_names(card, base.entities))
+    names = still_named(folder, card, base)
     base = with_aliases(base, names, alias)
     made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["settings"].items()}
     config = LoopConfig(**{f.name: made[f.name] for f in fields(LoopConfig) if f.name in made})

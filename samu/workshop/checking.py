@@ -163,5 +163,4 @@ def check_run(
     if known:
         check.attempt(lambda: about_cost(exp, known, method or exp.settings.objective, check))
     check.attempt(lambda: about_files(exp, out, check))
-    check.say("result", "this can be run" if not check.refusals else "this cannot be run, see below")
     return check

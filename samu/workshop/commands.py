@@ -44,11 +44,12 @@ def check(names: c.Names, setup: c.Setup = "biographies", method: c.Method = Non
           device: c.Device = None, out: c.Out = Path("out/unlearn"), frozen_bits: c.Bits = None) -> None:
     "What forgetting would need, do and write; nothing is trained."
     c.check_methods(method)
-    c.refuse_replacing(out, dict(command="unlearn", names=names, setup=setup))
     exp = c.load(setup, people, names if alias else (), only, alias, no_chat, layer=layer, device=device,
                  frozen_bits=frozen_bits)
     where = layer is None and setup not in SETUPS
     found = import_module("samu.workshop.checking").check_run(exp, names, out, method, where)
+    found.attempt(lambda: c.refuse_replacing(out, dict(command="unlearn", names=names, setup=setup)))
+    found.say("result", "this can be run" if not found.refusals else "this cannot be run, see below")
     c.show([dict(what=a, found=b) for a, b in found.facts], ["what", "found"])
     if found.refusals:
         raise UserError(" | ".join(found.refusals))
@@ -119,6 +120,7 @@ def benchmark(kind: Benchmark, data: Data, model: c.Saved, split: Split = "forge
     "TOFU's or RWKU's numbers for a model."
     c.quiet()
     out = c.writable(out, str(model))
+    c.open_log(out)
     scores = benchmark_scores(model, kind, data, split, subject, gold, tokens, device)
     rows: list[dict[str, Any]] = [dict(metric=k, value=v) for k, v in scores.items()]
     c.write_report(out, rows, benchmark=kind, split=split if kind == "tofu" else subject, model=str(model))

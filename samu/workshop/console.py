@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MENDABLE', 'FULL', 'LOG', 'LOG_FILE', 'BEGAN', 'DONE', 'LOCKS', 'MEMORY', 'sentence', 'run_command', 'general_first',
            'quiet', 'cell_text', 'shown', 'show', 'Clock', 'path', 'load', 'added', 'check_methods', 'check_settings',
-           'numbers', 'block_range', 'as_typed', 'config_defaults', 'options_used', 'open_log', 'begun',
+           'numbers', 'block_range', 'as_typed', 'config_defaults', 'options_used', 'open_log', 'begun', 'as_same',
            'refuse_replacing', 'begin', 'check_words', 'model_in', 'writable', 'write_report', 'save_figure', 'draw',
            'save_comparison']
 
@@ -352,14 +352,25 @@ def begun(out: Path) -> dict[str, Any]:  # empty where the folder has no log
     "The options of the last command that wrote to a folder."
     log = out / LOG_FILE
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    return json.loads((re.findall(rf"{BEGAN}({{.*}})$", text, re.M) or ["{}"])[-1])
+    try:
+        return dict(json.loads((re.findall(rf"{BEGAN}({{.*}})$", text, re.M) or ["{}"])[-1]))
+    except (TypeError, ValueError):  # a line that was cut off
+        return {}
+
+def as_same(value: Any) -> Any:
+    "A name, or names in any order, or a place (with model/ or without), so that the same ones are equal."
+    from samu.workshop.tables import plain, tidy
+    if isinstance(value, list):
+        return sorted(plain(tidy(str(v))) for v in value)
+    place = path(str(value)).resolve()
+    return place.parent if place.name == "model" else place
 
 def refuse_replacing(out: Path, mine: dict[str, Any]) -> None:
     "Raise UserError for a folder with the report of another command, or on other people or another model."
     before = begun(out) if (out / "report.json").is_file() else {}
-    told = ("command", "names", "setup") if "names" in before else ("command",)
-    for k in told:
-        if k in before and before[k] != mine.get(k) and not mine.get("resume"):
+    told = ("names", "setup") if "names" in before else ("model", "kind", "split", "subject")
+    for k in ("command", *told):
+        if k in before and as_same(before[k]) != as_same(mine.get(k)) and not mine.get("resume"):
             raise UserError(f"{str(out)!r} holds results with {k} = {before[k]!r}, which this would replace; "
                             "choose another --out, or delete that folder")
 
@@ -371,8 +382,8 @@ def begin(out: Path, resume: bool) -> None:
     if mine.get("in_turn") and len(set(mine["names"])) < 2:
         raise UserError("--in-turn is for several people; give more names, or leave it out")
     before = begun(out)
-    other = [k for k in mine if k not in ("resume", "out") and mine[k] != before.get(k)]
-    if resume and before and other:
+    other = [k for k in mine if k not in ("resume", "out") and k in before and mine[k] != before[k]]
+    if resume and other:
         raise UserError(f"{str(out)!r} was begun with {other[0]} = {before.get(other[0])!r}, not "
                         f"{mine[other[0]]!r}; give the same options, or another --out")
 
@@ -438,6 +449,7 @@ def save_comparison(exp: "Experiment", rows: "pd.DataFrame", out: Path, clock: "
     "Save a comparison, then print its summary."
     from samu.workshop import plots, privacy, statistics
     write_report(out, rows.to_dict("records"), setup=exp.name, seconds=dict(clock))
+    (out / "figure.png").unlink(missing_ok=True)
     means = statistics.intervals(rows, ["target_recall", "retain_ratio"])
     if len(means):
         save_figure(out, plots.plane_figure(means))

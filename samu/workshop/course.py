@@ -190,7 +190,7 @@ def functions_in(
     "The functions that a reader has written. Raises UserError if the folder has no exercise notebook."
     here, name = Path(folder).resolve(), "0[1-5]_*.ipynb"  # or each in a folder beside this one: nbgrader's
     files = sorted(here.glob(name)) + sorted(here.parent.glob(f"0[1-5]_*/{name}"))
-    if not files:
+    if not files or not here.is_dir():
         raise UserError(f"{str(folder)!r} has no notebook 01 to 05; samu student --out FOLDER makes them")
     files = sorted({f.name: f for f in files[::-1]}.values())
     space: dict[str, Any] = {}

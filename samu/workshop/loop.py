@@ -402,12 +402,12 @@ class Run:
         self._put(on=True)
 
     def refuse_altered(self) -> None:
-        "Raise UserError where something else has trained the run's weights: what is kept is not about these."
+        "Raise UserError where the run's own weights were changed since: what is kept is not about these."
         for name, left in self.changed.items():
             now = self.exp.model.get_parameter(name)
             if not torch.equal(now, left.to(now)):
-                raise UserError(f"the weights in the model are not those of the run on {self.target!r}; "
-                                "something else has trained them, so load the experiment again")
+                raise UserError(f"the weights of the run on {self.target!r} were changed since; restore() "
+                                "and reapply() put them back")
 
     @contextmanager
     def undone(self) -> Iterator[Experiment]:
@@ -462,7 +462,7 @@ def _run_card(run: Run, hf: Any) -> dict[str, Any]:  # fits into JSON
     weights = {k: p.detach().to(dtype) for k, p in hf.named_parameters()}
     return experiment_card(exp) | dict(
         samu_version=samu_version(),
-        forgotten=[*(forgotten_names(earlier, exp.entities) if earlier else []), *run.targets],
+        forgotten=[*(forgotten_names(earlier, exp.entities)[0] if earlier else []), *run.targets],
         method=run.method,
         seed=run.seed,
         settings=asdict(run.config) | {"steps_taken": run.steps},

@@ -352,13 +352,13 @@ def sketch(
     entities, prompts = people_in(Path(place), people)
     with no_init_weights(), FakeTensorMode(), torch.device("cpu"):
         hf = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
-    blocks = config.get_text_config().num_hidden_layers
+    blocks, layer = config.get_text_config().num_hidden_layers, card.get("layer") if layer is None else layer
     middle = middle_block(blocks)
     settings = settings_for(blocks, middle if layer is None else layer, config.get_text_config().hidden_size)
     exp = Experiment(setup, hf.eval(), tokenizer, middle, entities, prompts, ordinary_prose(), 0, None,
                      settings, "")
     exp = in_its_form(exp, chat and card.get("chat", True))
-    return at_layer(exp, card.get("layer") if layer is None else layer)
+    return at_layer(exp, layer)
 
 # %% ../../nbs/workshop/planning.ipynb #d7593fcf
 REACHED = 0.4  # share of a large product's speed that a step reaches

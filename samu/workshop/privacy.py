@@ -28,7 +28,7 @@ def name_hash(name: str, salt: str) -> str:     # 16 hex digits
 
 def case_of(name: str, salt: str) -> str:
     "The number of a case, which stands for a name."
-    return f"case-{name_hash(name, salt)[:8]}"
+    return name if CASE.fullmatch(name) else f"case-{name_hash(name, salt)[:8]}"
 
 def salt_of(card: dict[str, Any]) -> str:
     "Another one for each model, and the same for the same."
@@ -88,16 +88,20 @@ def read_card(
 def forgotten_names(
     card: dict[str, Any],         # from `read_card`
     entities: Iterable[Entity],   # among whom to look
-) -> list[str]:
-    "Who was forgotten. Raises UserError where the card has a case number only and no name of the table fits."
+) -> tuple[list[str], list[str]]:
+    """Who was forgotten, and the numbers of cases whose names `purge` took out and the table does not have.
+
+    Raises UserError where private.json is not there and no name of the table fits.
+    """
     names = list(card.get("forgotten", card.get("cases", [])))
     if any(map(CASE.fullmatch, names)):
         by_case = {case_of(e.name, salt_of(card)): e.name for e in entities}
         names = [by_case.get(n, n) for n in names]
-    if missing := [n for n in names if CASE.fullmatch(n)]:
+    missing = [n for n in names if CASE.fullmatch(n)]
+    if missing and "forgotten" not in card:
         raise UserError(f"no name in the table fits {missing[0]}; put private.json back beside the model's "
                         "folder, or the table that it was forgotten with into the folder of the original")
-    return names
+    return names, missing
 
 # %% ../../nbs/workshop/privacy.ipynb #de4a0aca
 def keep_private(

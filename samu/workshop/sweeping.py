@@ -109,11 +109,11 @@ def make_row(
 # %% ../../nbs/workshop/sweeping.ipynb #011f7483
 def refuse_silent(address: str | None) -> None:
     "Raise UserError where nothing listens at host:port: ray would try for minutes."
-    place = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
+    place = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address or "")
     try:
         if place:
             socket.create_connection((place[1], int(place[2])), timeout=5).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"nothing answers at {address!r} ({error}); check --address, or leave it out to use "
                         "this machine") from None
 
