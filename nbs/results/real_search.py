@@ -3,7 +3,7 @@ test and 24 or more, narrowed down over six people on whom settings were chosen 
 (real_search.csv). With --test, the choice runs on the first twelve people of the sealed test
 (sealed_searched.csv). Goes on where it stopped.
 
-    python nbs/results/real_search.py npo           the search: about 100 minutes on two cores
+    python nbs/results/real_search.py npo           the search: two hours on one core or two
     python nbs/results/real_search.py npo --test    the choice on the twelve
 """
 
