@@ -32,11 +32,11 @@ COLUMNS, CHAPTER, CELL, EXPORTED_CELL, FUNCTION, ROW = 110, 200, 15, 20, 30, 3
 # chat template writes it.
 # 766,700 and 13,015 lines: workers of a sweep import ahead; what is given away is no folder for results; a text too
 # long for a model with places of its own is refused; a lens reads the first token of a chat model's reply.
-# 777_300 and 13_180 lines: results of another person, command or model are not replaced; the audit takes --alias; the
+# 777_500 and 13_180 lines: results of another person, command or model are not replaced; the audit takes --alias; the
 # options of all commands stand anywhere; a prompt that asks for no fact is refused; nbgrader's sources; a person who
 # was purged is still a case; runs under autocast, over another run or in float64 are kept apart or refused; checkers
 # say where a reader's function stopped, and name twenty more mistakes.
-CHARACTERS, LINES, BYTES = 777_300, 13_180, 1_500_000
+CHARACTERS, LINES, BYTES = 777_500, 13_180, 1_500_000
 FIRST = {"02_residuals": (10, r"register_forward_hook"), "05_forgetting": (15, r"\bunlearn\(")}
 
 

@@ -584,9 +584,11 @@ def test_results_of_another_command_or_person_are_not_replaced(demo, samu, folde
     good(samu("unlearn", OTHER.name, "--method", "match", "--steps", 2, "--out", "his"))
     before = contents(folder / "his")
     for words, told in ((("compare", OTHER.name), "command = 'unlearn'"), (("demo",), "command = 'unlearn'"),
-                        (("unlearn", SECOND.name), OTHER.name), (("check", SECOND.name), OTHER.name),
+                        (("unlearn", SECOND.name), OTHER.name),
                         (("unlearn", OTHER.name, "--setup", "demo/model"), "setup = 'biographies'")):
         complaint(samu(*words, "--out", "his"), told, "another --out")
+    code, out, err = samu("check", SECOND.name, "--out", "his")
+    assert code == 2 and "this cannot be run" in out and OTHER.name in err and "another --out" in err
     assert contents(folder / "his") == before
     good(samu("unlearn", OTHER.name, "--method", "match", "--steps", 3, "--out", "his"))  # the same request, once more
 

@@ -165,8 +165,7 @@ METRICS: Registry[Metric] = Registry("metric", "evaluation", "attacks")
 ATTACKS: Registry[Attack] = Registry("attack", "attacks")
 SETUPS: Registry[SetupEntry] = Registry("setup", "workshop.setups")
 RETAIN: Registry[Retain] = Registry("retain loss", *_CHAPTERS)
-PARTS: Registry[Callable[[Any], Any]] = Registry(
-    "part of an experiment", "entities", "saes", "latents", "forgetting", "evaluation")
+PARTS: Registry[Callable[[Any], Any]] = Registry("part of an experiment")
 COLUMNS = ("setup", "target", "method", "seed", "steps", "seconds", "step_ms", "peak_mb", "config", "notes",
            "settings", "kept_facts", "kept_facts_before")  # of a row, beside metrics
 
