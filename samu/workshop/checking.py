@@ -19,6 +19,7 @@ from .chat import has_template
 from .lm import anatomy, check_output_folder
 from .names import MIN_RIGHT
 from .setups import Experiment
+from .privacy import PRIVATE, RESULTS
 from .planning import gigabytes, plan, seconds_for
 
 # %% ../../nbs/workshop/checking.ipynb #9bd5b472
@@ -135,7 +136,7 @@ def about_files(exp: Experiment, out: Path, check: Check) -> None:
     "What would be written where. Raises UserError for a folder that cannot be written, or a full disk."
     folder = check_output_folder(out, exp.folder)
     size = exp.model.num_parameters() * exp.dtype.itemsize
-    check.say("results", f"{folder}: report.json, report.csv, figure.png, samu.log, private.json (names), "
+    check.say("results", f"{folder}: {RESULTS}, {PRIVATE} (names), "
               f"and model/ ({gigabytes(size)} GB, without names)")
     check.say("kept for later", f"{cache_folder()}: answers, dictionary, runs; samu purge takes a person "
               "out")

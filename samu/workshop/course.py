@@ -61,7 +61,7 @@ CUT = re.compile(rf"(?: *# (blank[^\n]*)\n)?( *){BEGIN}\n.*?{END}", re.S)
 def with_marks(
     lines: list[str],  # of a cell
 ) -> Iterator[str]:
-    "Lines; those about one blank, which end in `#?`, between the marks and under a comment with its name"
+    "Lines; those about a blank, which end in `#?`, between the marks and under a comment with its name."
     last, indent = "", ""
     for line in [*lines, ""]:
         code, mark, text = line.partition("#? ")
@@ -188,14 +188,14 @@ def functions_in(
     folder: str | Path,  # with notebooks of chapters 01 to 05; their exercise cells are run
 ) -> dict[str, Any]:     # name of an exercise -> the function
     "The functions that a reader has written. Raises UserError if the folder has no exercise notebook."
-    here, name = Path(folder).resolve(), "0[1-5]_*.ipynb"  # or each in a folder beside this one: nbgrader's
-    files = sorted(here.glob(name)) + sorted(here.parent.glob(f"0[1-5]_*/{name}"))
+    here, name = Path(folder).resolve(), "0[1-5]_*.ipynb"
+    beside = here.parent.glob(f"0[1-5]_*/{name}")  # nbgrader has a folder for each
+    files = {f.name: f for f in (*beside, *here.glob(name))}
     if not files or not here.is_dir():
         raise UserError(f"{str(folder)!r} has no notebook 01 to 05; samu student --out FOLDER makes them")
-    files = sorted({f.name: f for f in files[::-1]}.values())
     space: dict[str, Any] = {}
     names = []
-    for file in files:
+    for _, file in sorted(files.items()):
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code" and re.match(r"#\| (setup|exercise)", source(cell)):
                 exec(compile(source(cell), file.name, "exec"), space)
